@@ -1,0 +1,1 @@
+"""The Trainyard services; none imports another."""

@@ -1,0 +1,1 @@
+"""The daemon on each training host."""

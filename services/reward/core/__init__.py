@@ -1,0 +1,1 @@
+"""Pure reward decisions: no I/O, no clock and no asyncio below this line."""

@@ -1,0 +1,1 @@
+"""Assigns jobs to hosts; owns status, attempt and desired state."""

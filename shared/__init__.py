@@ -1,0 +1,1 @@
+"""What every service imports: contracts, vocabulary and ports; no service logic."""

@@ -1,0 +1,1 @@
+"""The Python client, the command line and the embedded stack."""
