@@ -1,0 +1,207 @@
+"""A database with one writer thread that commits in groups, and readers in a small pool.
+
+SQLite: WAL, always BEGIN IMMEDIATE (a deferred read that turns into a write fails at once whatever
+busy_timeout says), `synchronous` FULL or NORMAL per file. PostgreSQL: the same code, one schema a service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlmodel import Session
+
+T = TypeVar("T")
+BUSY_TIMEOUT_SECONDS = 5.0
+GROUP_LIMIT = 64
+"""Writes committed together: one fsync serves them all, so durable requests reach some hundreds a second."""
+
+
+class DatabaseBusy(RuntimeError):
+    """The write lock was not free within BUSY_TIMEOUT_SECONDS, or the queue of writes is full."""
+
+
+class DatabaseFull(RuntimeError):
+    """The volume of the database has no space left; nothing was written."""
+
+
+@dataclass(slots=True)
+class _Write:
+    work: Callable[[Session], Any]
+    done: Future[Any]
+
+
+class Database:
+    """One database file or schema. `write` is durable when it returns; `read` sees committed rows."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        schema: str | None = None,
+        readers: int = 4,
+        write_queue: int = 2048,
+    ) -> None:
+        """Open lazily; `schema` is used on PostgreSQL only and must exist (see `migrate`)."""
+        self.url = url
+        self.schema = schema if url.startswith("postgresql") else None
+        self.engine = _engine(url, synchronous, self.schema, readers + 1)
+        self._queue: queue.Queue[_Write | None] = queue.Queue(maxsize=write_queue)
+        self._readers = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="db-read")
+        self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
+        self._writer.start()
+
+    async def write(self, work: Callable[[Session], T]) -> T:
+        """Run `work` in the writer and return its value once committed.
+
+        `work` runs in a savepoint: its exception rolls back only its own changes and is raised here.
+        It must not do other I/O. Raises DatabaseBusy or DatabaseFull.
+        """
+        return await asyncio.wrap_future(self.submit(work))
+
+    def submit(self, work: Callable[[Session], T]) -> Future[T]:
+        """Queue `work` for the writer from any thread. Raises DatabaseBusy when the queue is full."""
+        done: Future[T] = Future()
+        try:
+            self._queue.put_nowait(_Write(work, done))
+        except queue.Full:
+            raise DatabaseBusy("too many writes are waiting") from None
+        return done
+
+    async def read(self, work: Callable[[Session], T]) -> T:
+        """Run `work` with a read-only session in a reader thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self.read_now, work)
+
+    def read_now(self, work: Callable[[Session], T]) -> T:
+        """Run `work` with a read-only session in this thread."""
+        with Session(self.engine) as session:
+            session.connection().info["read"] = True
+            try:
+                return work(session)
+            finally:
+                session.rollback()
+
+    def close(self) -> None:
+        """Finish queued writes, then close every connection."""
+        self._queue.put(None)
+        self._writer.join(timeout=30)
+        self._readers.shutdown(wait=True)
+        self.engine.dispose()
+
+    def _write_loop(self) -> None:
+        stopping = False
+        while not stopping:
+            first = self._queue.get()
+            if first is None:
+                return
+            group = [first]
+            while len(group) < GROUP_LIMIT:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    stopping = True
+                    break
+                group.append(item)
+            self._commit(group)
+
+    def _commit(self, group: list[_Write]) -> None:
+        """Commit all of `group` in one transaction; when the commit itself fails, fail them all."""
+        results: list[tuple[_Write, Any]] = []
+        failed: list[tuple[_Write, BaseException]] = []
+        try:
+            with Session(self.engine, expire_on_commit=False) as session:
+                for item in group:
+                    try:
+                        with session.begin_nested():
+                            results.append((item, item.work(session)))
+                    except OperationalError:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - handed to the caller that owns this write
+                        failed.append((item, error))
+                session.commit()
+        except DBAPIError as error:
+            typed = _typed(error)
+            for item in group:
+                item.done.set_exception(typed)
+            return
+        except Exception as error:  # noqa: BLE001 - the writer must outlive any one group
+            for item in group:
+                item.done.set_exception(error)
+            return
+        for item, value in results:
+            item.done.set_result(value)
+        for item, raised in failed:
+            item.done.set_exception(raised)
+
+
+def _typed(error: DBAPIError) -> Exception:
+    message = str(error.orig).lower()
+    if "locked" in message or "busy" in message or "lock timeout" in message:
+        return DatabaseBusy(message)
+    if "disk is full" in message or "no space left" in message or "disk full" in message:
+        return DatabaseFull(message)
+    return error
+
+
+def _engine(url: str, synchronous: str, schema: str | None, pool: int) -> Engine:
+    if url.startswith("sqlite"):
+        path = url.removeprefix("sqlite:///")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(
+            url,
+            pool_size=pool,
+            connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+        )
+
+        @event.listens_for(engine, "connect")
+        def _pragmas(connection: Any, _: object) -> None:
+            # Transactions are begun by us below; the driver's own BEGIN is deferred.
+            connection.isolation_level = None
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute(f"PRAGMA synchronous={synchronous}")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.execute("PRAGMA temp_store=MEMORY")
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Any) -> None:
+            writes = threading.current_thread().name == "db-write"
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+        return engine
+    options = f"-c lock_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}"
+    if schema:
+        options += f" -c search_path={schema}"
+    return create_engine(url, pool_size=pool, pool_pre_ping=True, connect_args={"options": options})
+
+
+def migrate(database: Database, script_location: Path) -> None:
+    """Bring the schema to the newest Alembic revision of `script_location` (a folder with env.py).
+
+    env.py reads `config.attributes["connection"]`.
+    """
+    from alembic import command  # noqa: PLC0415 - start-up only; it costs 0.2 s to import
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(script_location))
+    if database.schema:
+        with database.engine.begin() as connection:
+            connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{database.schema}"'))
+    with database.engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()

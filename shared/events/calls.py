@@ -1,0 +1,119 @@
+"""Request/reply messages on core NATS: heartbeat, confirmation, secrets, commands to a host."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from shared.events.base import EventBase
+from shared.jobs.resources import HostInventory
+
+
+class RunReport(EventBase):
+    """One run as the agent sees it now."""
+
+    job: str
+    attempt: int
+    alive: bool
+    """A lock is held."""
+    exited: bool = False
+
+
+class Heartbeat(EventBase):
+    """Agent → scheduler, request on `hb.<host>` every 5 s."""
+
+    instance: str
+    """New with each start of the agent; a second instance of a host id is refused."""
+    boot_id: str
+    inventory: HostInventory
+    runs: tuple[RunReport, ...] = ()
+
+
+class HeartbeatReply(EventBase):
+    """Scheduler → agent: the lease, counted by the agent from when it sent the request."""
+
+    ok: bool = True
+    error: Literal["identity_in_use", "forgotten"] | None = None
+    lease_seconds: float = 30.0
+    ctl_epoch: str = ""
+    """Epoch for which the scheduler has written all desired states."""
+    drained: bool = False
+    scheduler_epoch: int = 0
+
+
+class AttemptCursor(EventBase):
+    """Sequence numbers of one attempt, by kind."""
+
+    job: str
+    attempt: int
+    seq: dict[str, int] = Field(default_factory=dict)
+
+
+class AckQuery(EventBase):
+    """Agent → api, request on `ack.<host>`: asks which of these are stored."""
+
+    attempts: tuple[AttemptCursor, ...]
+
+
+class AckReply(EventBase):
+    """What the api has committed; `refused` lists attempts whose facts it counts but does not store."""
+
+    attempts: tuple[AttemptCursor, ...]
+    refused: tuple[AttemptCursor, ...] = ()
+
+
+class SecretQuery(EventBase):
+    """Agent → api, request on `secret.<host>`."""
+
+    job: str
+    attempt: int
+
+
+class SecretReply(EventBase):
+    """Granted to the host to which this attempt is assigned; the values go to the trainer by a descriptor."""
+
+    ok: bool
+    error: str | None = None
+    values: dict[str, str] = Field(default_factory=dict)
+
+
+class HostCommand(EventBase):
+    """api → agent, request on `cmd.<host>.<verb>`; verbs: `read_file`, `list_files`, `check_paths`."""
+
+    job: str | None = None
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class HostReply(EventBase):
+    """Answer to a HostCommand; bytes travel as base64 in `data`."""
+
+    ok: bool
+    error: str | None = None
+    message_en: str = ""
+    message_zh: str = ""
+    result: dict[str, Any] = Field(default_factory=dict)
+
+
+class ControlEntry(EventBase):
+    """Value of the KV key `<host>.<job>` in the bucket `ctl`: the desired state of a run."""
+
+    epoch: str
+    job: str
+    attempt: int
+    desired: Literal["run", "pause", "stop", "collect"]
+    stop_mode: str | None = None
+    """`cancel`, `pause`, `drain` or `requeue`, written into stop.json."""
+    grace_seconds: float = 60.0
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The job's full flat configuration, for `run`."""
+    model_path: str | None = None
+    """Frozen model path, where `model_path` named a job or stage."""
+    resume: bool = False
+    """Start from the newest readable checkpoint of this job on the host."""
+    gpus: tuple[int, ...] = ()
+    gpu_uuids: tuple[str, ...] = ()
+    secret_names: tuple[str, ...] = ()
+    disconnect_policy: str = "keep"
+    stop_after_seconds: float = 600.0
+    """With `stop_and_requeue`: the shim stops the trainer this long after the last renewed lease."""

@@ -1,0 +1,1 @@
+"""The vocabulary of a job: status, reason, lifecycle. Pure."""

@@ -1,0 +1,53 @@
+"""Structured logs: one JSON line an event on stderr, control characters escaped, secrets redacted by pattern."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+_SECRET = re.compile(
+    r"(sk-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{8,}|Bearer\s+\S+|-----BEGIN [A-Z ]*PRIVATE KEY-----)"
+)
+
+
+def redact(text: str) -> str:
+    """Return `text` with everything that looks like a key replaced by `***`."""
+    return _SECRET.sub("***", text)
+
+
+def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = redact(value)
+    return event
+
+
+def configure(service: str, level: str = "INFO") -> None:
+    """Send structlog and the standard library's records to stderr as JSON, bound to `service`."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _redact_event,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
+
+
+def logger(name: str) -> Any:
+    """Return a logger whose lines carry `logger=name`."""
+    return structlog.get_logger().bind(logger=name)

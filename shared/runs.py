@@ -1,0 +1,103 @@
+"""Files between agent and trainer of one attempt: the run's spec, its result, and how small JSON files are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.jobs.reasons import Reason
+
+SPEC_FILE = "spec.json"
+EVENTS_FILE = "events.jsonl"
+RESULT_FILE = "result.json"
+STOP_FILE = "stop.json"
+
+Outcome = Literal["completed", "stopped", "failed"]
+StopCause = Literal["stop_metric", "early_stopping", "time_limit", "pause", "cancel", "drain", "requeue"]
+
+
+class GpuRef(BaseModel):
+    """A GPU (or CPU slot) that the attempt holds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    index: int
+    uuid: str = ""
+
+
+class RunSpec(BaseModel):
+    """`attempts/<n>/spec.json`: everything a trainer needs to know; it holds no secret."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    job: str
+    attempt: int = Field(ge=1)
+    algorithm: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The job's parameters, flat and resolved, as PRODUCT section 2 names them."""
+    model_path: str
+    """A local folder or a Hugging Face id; `job:` and `stage:` are resolved before this point."""
+    train_data_path: str
+    eval_data_path: str | None = None
+    checkpoint_dir: Path
+    work_dir: Path
+    attempt_dir: Path
+    resume_from: Path | None = None
+    """A complete checkpoint folder of the same job, or None for a start from the model."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    gpus: tuple[GpuRef, ...] = ()
+    threads: int = Field(default=1, ge=1)
+
+
+class RunResult(BaseModel):
+    """`attempts/<n>/result.json`: how the attempt ended, in the trainer's own words."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    outcome: Outcome
+    reason: Reason | None = None
+    stop_cause: StopCause | None = None
+    message: str | None = None
+    message_zh: str | None = None
+    error_type: str | None = None
+    traceback: str | None = None
+    """The last lines only, secrets removed."""
+    step: int = 0
+    total_steps: int = 0
+    final_metrics: dict[str, float | None] = Field(default_factory=dict)
+    """A value that is not finite is null."""
+    last_checkpoint: Path | None = None
+
+
+def write_atomic_json(path: Path, document: Any) -> None:
+    """Replace `path` by `document` as JSON: after a crash the old file or the new one is there, never a part.
+
+    `document` is a pydantic model or plain data. Raises OSError where the disk refuses, ValueError for NaN or infinity.
+    """
+    data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
+    body = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_directory(folder: Path) -> None:
+    """Make the names in `folder` durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
