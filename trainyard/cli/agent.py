@@ -1,0 +1,50 @@
+"""`trainyard agent`: run the agent of this host, or let this host join a stack."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Annotated
+
+import typer
+
+from shared.bus.credentials import host_public_key, new_host_seed, write_host_seed
+from shared.runs import write_atomic_json
+from shared.settings import Settings
+from trainyard.cli.output import fail, out, user_errors
+from trainyard.client import Client
+
+app = typer.Typer(invoke_without_command=True, help="Run the agent on a training host.")
+
+
+@app.callback()
+def agent(context: typer.Context) -> None:
+    """Run the agent of this host until SIGTERM; trainers outlive it."""
+    if context.invoked_subcommand is None:
+        argv = [sys.executable, "-P", "-m", "services.gpu_agent"]
+        os.execv(sys.executable, argv)
+
+
+@app.command()
+def join(
+    url: Annotated[str, typer.Argument(help="Address of the api.")],
+    code: Annotated[str, typer.Argument(help="One-time code from `trainyard hosts join-code`.")],
+    label: Annotated[str | None, typer.Option(help="Name to show; default the host name.")] = None,
+) -> None:
+    """Let this host join a stack; then start it with `trainyard agent`."""
+    settings = Settings()
+    home = settings.home / "agents" / "local"
+    if (home / "host.json").exists():
+        raise fail(
+            f"This host has already joined ({home / 'host.json'}). Remove that file to join anew."
+        )
+    seed = new_host_seed()
+    with user_errors(), Client(url) as client:
+        reply = client.hosts.join(code, host_public_key(seed), label or platform.node())
+    write_host_seed(settings.home, reply["host_id"], seed)
+    home.mkdir(parents=True, exist_ok=True)
+    write_atomic_json(
+        home / "host.json", {"host_id": reply["host_id"], "nats_url": reply["nats_url"], "api": url}
+    )
+    out.print(f"Joined as {reply['host_id']}. Start it with: trainyard agent")

@@ -1,0 +1,154 @@
+"""`trainyard demo`: one real job from an empty machine to a checkpoint that loads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from shared.settings import PROJECT_ROOT, Settings
+from trainyard.cli.follow import follow, format_metrics
+from trainyard.cli.output import fail, out, user_errors
+from trainyard.client import Client
+from trainyard.models import Job
+
+READY_SECONDS = 90.0
+ARITHMETIC: dict[str, Any] = {
+    "name": "demo: two-digit addition",
+    "description": "A 0.8 M parameter model learns to add, measured on 400 held-out sums.",
+    "algorithm": "sft",
+    "train_data_path": "datasets/arithmetic_sft.jsonl",
+    "eval_data_path": "datasets/arithmetic_eval.jsonl",
+    "num_gpus": 1,
+    "num_epochs": 40,
+    "max_steps": 900,
+    "batch_size": 64,
+    "context_length": 64,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 50,
+    "adam_beta2": 0.98,
+    "weight_decay": 0.0,
+    "eval_steps": 100,
+    "save_steps": 300,
+    "eval_generate": True,
+    "eval_samples": 400,
+    "logging_steps": 5,
+    "stop_metric": "eval_accuracy",
+    "stop_value": 0.6,
+}
+SMOLLM2: dict[str, Any] = {
+    "name": "demo: SmolLM2-135M on sales dialogues",
+    "algorithm": "sft",
+    "train_data_path": "datasets/sales_sft.jsonl",
+    "num_gpus": 1,
+    "max_steps": 30,
+    "batch_size": 2,
+    "context_length": 256,
+    "learning_rate": 2e-4,
+    "lora_enabled": True,
+    "lora_rank": 16,
+    "lora_alpha": 32,
+    "save_steps": 15,
+}
+
+
+def demo(
+    model: str = typer.Option("arithmetic", envvar="MODEL", help="arithmetic or smollm2."),
+    keep: bool = typer.Option(False, envvar="KEEP", help="Keep serving afterwards."),
+) -> None:
+    """Start the stack, train a small model, watch it, print its checkpoint."""
+    if model not in {"arithmetic", "smollm2"}:
+        raise fail(f"MODEL={model!r}: choose arithmetic or smollm2.")
+    settings = Settings()
+    folder = settings.home / "models" / model
+    with user_errors(), _stack(settings, keep=keep) as client:
+        _make_model(model, folder)
+        body = (ARITHMETIC if model == "arithmetic" else SMOLLM2) | {"model_path": str(folder)}
+        job = client.jobs.submit(body)
+        out.print(f"Submitted {job.uuid}; the same as: POST {client.url}/api/v1/jobs/")
+        ended = follow(client, job.uuid)
+        _report(client, ended)
+
+
+@contextmanager
+def _stack(settings: Settings, *, keep: bool) -> Iterator[Client]:
+    client = Client()
+    if client.is_ready():
+        out.print(f"Using the stack that runs at {client.url}")
+        yield client
+        return
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "trainyard.cli.main", "up"], stdout=subprocess.DEVNULL
+    )
+    try:
+        client = _wait_ready(process, settings)
+        out.print(f"The stack is ready at {client.url} after {time.monotonic() - started:.1f} s")
+        yield client
+        if keep:
+            out.print("Still serving; Ctrl-C stops it.")
+            process.wait()
+    except KeyboardInterrupt:
+        out.print("\nStopping.")
+    finally:
+        client.close()
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], settings: Settings) -> Client:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise fail("The stack did not start; the reason is printed above.")
+        if (settings.home / "run" / "stack.json").exists():
+            client = Client()
+            if client.is_ready():
+                return client
+            client.close()
+        time.sleep(0.1)
+    raise fail(f"The stack is not ready after {READY_SECONDS:g} s; see {settings.home / 'logs'}.")
+
+
+def _make_model(kind: str, folder: Path) -> None:
+    argv = [
+        sys.executable, "-P", "-m", "services.gpu_agent.trainers.model_zoo", kind,
+        "--out", str(folder),
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    if subprocess.run(argv, check=False, env=env, cwd=PROJECT_ROOT).returncode != 0:
+        raise fail("The model could not be made; the reason is printed above.")
+    out.print(f"Model: {folder}", markup=False)
+
+
+def _report(client: Client, job: Job) -> None:
+    took = (
+        (job.finished_at - job.started_at).total_seconds()
+        if job.finished_at and job.started_at
+        else 0
+    )
+    out.print(
+        f"{job.status} after {took:.0f} s  {format_metrics(job.final_metrics or {})}", markup=False
+    )
+    if job.status != "COMPLETED":
+        raise fail(f"{job.message or job.reason}. {job.hint or ''}")
+    kept = client.jobs.checkpoints(job.uuid)
+    for entry in kept:
+        marks = " ".join(m for m, on in (("best", entry.best), ("last", entry.last)) if on)
+        out.print(f"checkpoint {entry.path} {marks}", markup=False)
+    last = next((c for c in kept if c.last), kept[-1])
+    loader = "AutoPeftModelForCausalLM" if last.kind == "lora" else "AutoModelForCausalLM"
+    package = "peft" if last.kind == "lora" else "transformers"
+    out.print("Load it with:")
+    out.print(f"  from {package} import {loader}", markup=False)
+    out.print(f"  model = {loader}.from_pretrained({last.path!r})", markup=False)

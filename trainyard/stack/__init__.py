@@ -1,0 +1,1 @@
+"""The embedded stack: broker, api, scheduler and agent as separate processes of one machine."""
