@@ -74,10 +74,13 @@ def read(stream: BinaryIO, limits: Limits) -> Iterator[Parsed]:
 def _row(header: list[str], cells: list[str], line: int) -> dict[str, object] | Finding:
     if len(cells) != len(header):
         return Finding(
-            "cell_count", FIELD,
+            "cell_count",
+            FIELD,
             f'Line {line} has {len(cells)} cells, the header has {len(header)}. Put text with commas or line breaks in "quotes".',
-            f'第 {line} 行有 {len(cells)} 个单元格，表头有 {len(header)} 个。含逗号或换行的文本请用英文双引号括起来。',
-            line, value=str(len(cells)), allowed=str(len(header)),
+            f"第 {line} 行有 {len(cells)} 个单元格，表头有 {len(header)} 个。含逗号或换行的文本请用英文双引号括起来。",
+            line,
+            value=str(len(cells)),
+            allowed=str(len(header)),
         )
     return dict(zip(header, cells, strict=True))
 
@@ -85,24 +88,34 @@ def _row(header: list[str], cells: list[str], line: int) -> dict[str, object] | 
 def _header_failure(header: list[str], line: int, limits: Limits) -> Finding | None:
     if len(header) > limits.columns:
         return Finding(
-            "too_many_columns", FIELD,
+            "too_many_columns",
+            FIELD,
             f"The header has {len(header)} columns; at most {limits.columns} are read.",
-            f"表头有 {len(header)} 列，最多读取 {limits.columns} 列。", line, allowed=f"<= {limits.columns}",
+            f"表头有 {len(header)} 列，最多读取 {limits.columns} 列。",
+            line,
+            allowed=f"<= {limits.columns}",
         )
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         return Finding(
-            "csv_separator", FIELD,
+            "csv_separator",
+            FIELD,
             f"The header {shown(header[0])} is not separated by commas. Export the file with commas.",
-            f"表头 {shown(header[0])} 没有用英文逗号分隔。请用逗号分隔重新导出。", line, value=shown(header[0]), allowed=",",
+            f"表头 {shown(header[0])} 没有用英文逗号分隔。请用逗号分隔重新导出。",
+            line,
+            value=shown(header[0]),
+            allowed=",",
         )
     for at, name in enumerate(header):
         if not name or name in header[:at]:
             en = "has no name" if not name else f"is named {shown(name)} a second time"
             zh = "没有列名" if not name else f"与前面的列重名（{shown(name)}）"
             return Finding(
-                "csv_header", FIELD,
+                "csv_header",
+                FIELD,
                 f"Column {at + 1} of the header {en}. Give every column its own name.",
-                f"表头第 {at + 1} 列{zh}。请给每列起不同的名字。", line, value=shown(name),
+                f"表头第 {at + 1} 列{zh}。请给每列起不同的名字。",
+                line,
+                value=shown(name),
             )
     return None
 
@@ -110,7 +123,10 @@ def _header_failure(header: list[str], line: int, limits: Limits) -> Finding | N
 def _csv_error(line: int, error: csv.Error) -> Finding:
     reason = shown(str(error))
     return Finding(
-        "csv_error", FIELD,
+        "csv_error",
+        FIELD,
         f'Line {line} is not valid CSV ({reason}). Check the quotes: a " inside a text is written "".',
-        f'第 {line} 行不是合法的 CSV（{reason}）。请检查引号：文本里的 " 要写成 ""。', line, value=reason,
+        f'第 {line} 行不是合法的 CSV（{reason}）。请检查引号：文本里的 " 要写成 ""。',
+        line,
+        value=reason,
     )

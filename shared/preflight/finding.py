@@ -49,7 +49,9 @@ class Place:
         """The place in Chinese."""
         if self.line is None:
             return "文件" if self.row is None else f"第 {self.row} 条"
-        return f"第 {self.line} 行" if self.row is None else f"第 {self.row} 条（第 {self.line} 行）"
+        return (
+            f"第 {self.line} 行" if self.row is None else f"第 {self.row} 条（第 {self.line} 行）"
+        )
 
 
 def shown(value: object, limit: int = SHOWN_CHARS) -> str:

@@ -46,13 +46,17 @@ def line_too_long(place: Place, most: int) -> Finding:
     """The finding for a line or an element beyond the bound."""
     allowed = f"{most / (1 << 20):g} MiB" if most >= 1 << 20 else f"{most} bytes"
     return Finding(
-        "line_too_long", FIELD,
+        "line_too_long",
+        FIELD,
         f"{place.en} is longer than {allowed}. Split the text, or check that a line break is not missing.",
-        f"{place.zh}超过 {allowed}。请拆分文本，或检查是否缺少换行。", place.line, place.row, allowed=f"<= {allowed}",
+        f"{place.zh}超过 {allowed}。请拆分文本，或检查是否缺少换行。",
+        place.line,
+        place.row,
+        allowed=f"<= {allowed}",
     )
 
 
-class _Broken(Exception):  # noqa: N818  # never leaves this module
+class _Broken(Exception):  # never leaves this module
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.code)
         self.finding = finding
@@ -98,7 +102,9 @@ class _ArraySplitter:
             return self.started_at, bytes(self._element)
         if self._depth == 0:
             return None
-        raise _Broken(_syntax(self.line, "the array is not closed: a ] is missing", "数组没有结束，缺少 ]"))
+        raise _Broken(
+            _syntax(self.line, "the array is not closed: a ] is missing", "数组没有结束，缺少 ]")
+        )
 
     def _take(self, chunk: bytes, start: int, end: int) -> None:
         if start >= end:
@@ -120,7 +126,11 @@ class _ArraySplitter:
         if not piece.strip(_SPACE):
             return
         if self._closed:
-            raise _Broken(_syntax(self.line, "there is text behind the end of the array", "数组结束之后还有内容"))
+            raise _Broken(
+                _syntax(
+                    self.line, "there is text behind the end of the array", "数组结束之后还有内容"
+                )
+            )
         raise _Broken(_not_array(self.line))
 
     def _mark(self, chunk: bytes, at: int) -> Iterator[tuple[int, bytes]]:
@@ -167,7 +177,9 @@ class _ArraySplitter:
 
     def _cut(self) -> tuple[int, bytes]:
         if not self._element:
-            raise _Broken(_syntax(self.line, "an element is missing beside a comma", "逗号旁边缺少元素"))
+            raise _Broken(
+                _syntax(self.line, "an element is missing beside a comma", "逗号旁边缺少元素")
+            )
         element = bytes(self._element)
         self._element.clear()
         self._after_comma = False
@@ -213,8 +225,10 @@ def _syntax(line: int, en: str, zh: str) -> Finding:
 
 def _not_array(line: int) -> Finding:
     return Finding(
-        "json_not_array", FIELD,
+        "json_not_array",
+        FIELD,
         'A .json dataset is one array: [{"prompt": "…"}, …]. Name a file with one object a line .jsonl.',
         '.json 数据集应为一个数组：[{"prompt": "…"}, …]。如果是每行一个对象，请使用 .jsonl 扩展名。',
-        line, allowed="[{…}, …] or .jsonl",
+        line,
+        allowed="[{…}, …] or .jsonl",
     )

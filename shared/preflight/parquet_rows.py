@@ -27,13 +27,20 @@ def read(source: Source, limits: Limits) -> Iterator[Parsed]:
             thrift_string_size_limit=limits.footer_bytes,
             thrift_container_size_limit=1_000_000,
         )
-        refusal = _declared_failure(file.metadata, limits) or _schema_failure(file.schema_arrow, limits)
+        refusal = _declared_failure(file.metadata, limits) or _schema_failure(
+            file.schema_arrow, limits
+        )
         if refusal is not None:
             yield Place(), refusal
             return
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
             if batch.nbytes > limits.batch_bytes:
-                yield Place(row=row + 1), _too_large(f"{batch.nbytes:,} bytes in {batch.num_rows} rows", limits.batch_bytes)
+                yield (
+                    Place(row=row + 1),
+                    _too_large(
+                        f"{batch.nbytes:,} bytes in {batch.num_rows} rows", limits.batch_bytes
+                    ),
+                )
                 return
             for values in batch.to_pylist():
                 row += 1
@@ -51,7 +58,11 @@ def _footer_failure(source: Source, limits: Limits) -> Finding | None:
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != b"PAR1" or length > source.size - 12:
         return _damaged(ValueError("the footer is missing or cut off"), 0)
-    return _too_large(f"a footer of {length:,} bytes", limits.footer_bytes) if length > limits.footer_bytes else None
+    return (
+        _too_large(f"a footer of {length:,} bytes", limits.footer_bytes)
+        if length > limits.footer_bytes
+        else None
+    )
 
 
 def _declared_failure(metadata: Any, limits: Limits) -> Finding | None:
@@ -71,10 +82,13 @@ def _schema_failure(schema: Any, limits: Limits) -> Finding | None:
         if _holds_binary(column.type, limits.depth):
             name = shown(column.name)
             return Finding(
-                "binary_column", FIELD,
+                "binary_column",
+                FIELD,
                 f'The column "{name}" holds bytes ({shown(str(column.type))}), which may be pickled objects. Store text, or drop the column.',
                 f"列“{name}”存放的是二进制数据（{shown(str(column.type))}），可能是序列化对象。请改存文本或删除该列。",
-                column=name, value=shown(str(column.type)), allowed="text, numbers, lists, structs",
+                column=name,
+                value=shown(str(column.type)),
+                allowed="text, numbers, lists, structs",
             )
     return None
 
@@ -82,7 +96,11 @@ def _schema_failure(schema: Any, limits: Limits) -> Finding | None:
 def _holds_binary(kind: Any, depth: int) -> bool:
     if depth <= 0:
         return True
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    if (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    ):
         return True
     if pa.types.is_dictionary(kind):
         return _holds_binary(kind.value_type, depth - 1)
@@ -91,9 +109,12 @@ def _holds_binary(kind: Any, depth: int) -> bool:
 
 def _too_large(what: str, most: int) -> Finding:
     return Finding(
-        "parquet_too_large", FIELD,
+        "parquet_too_large",
+        FIELD,
         f"The Parquet file declares {what}; at most {most:,} is read. Write it again with smaller row groups.",
-        f"该 Parquet 文件声明了 {what}，超过上限 {most:,}。请用更小的 row group 重新写出。", value=what, allowed=f"<= {most:,}",
+        f"该 Parquet 文件声明了 {what}，超过上限 {most:,}。请用更小的 row group 重新写出。",
+        value=what,
+        allowed=f"<= {most:,}",
     )
 
 
@@ -101,7 +122,10 @@ def _damaged(error: Exception, rows: int) -> Finding:
     reason = shown(str(error) or type(error).__name__, 160)
     place = Place(row=rows + 1)
     return Finding(
-        "parquet_error", FIELD,
+        "parquet_error",
+        FIELD,
         f"The Parquet file is damaged after {rows} rows ({reason}). Write it again.",
-        f"Parquet 文件在第 {rows} 条之后损坏（{reason}）。请重新写出。", row=place.row, value=reason,
+        f"Parquet 文件在第 {rows} 条之后损坏（{reason}）。请重新写出。",
+        row=place.row,
+        value=reason,
     )

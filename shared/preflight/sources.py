@@ -5,13 +5,19 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from shared.preflight.finding import Finding, shown
 
 Format = Literal["jsonl", "json", "csv", "parquet"]
-FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 ALLOWED = ".jsonl, .json, .csv, .parquet"
 FIELD = "train_data_path"
 
@@ -48,7 +54,7 @@ class Source:
 
     path: Path
     format: Format
-    stream: BinaryIO
+    stream: "BufferedReader[FileIO]"
     size: int
 
 
@@ -66,7 +72,7 @@ def open_source(path: Path, limits: Limits) -> Source | Finding:
     if refusal is not None or isinstance(named, Finding):
         os.close(descriptor)
         return refusal or named  # type: ignore[return-value]  # one of them is a finding here
-    stream = os.fdopen(descriptor, "rb", buffering=1 << 20)
+    stream = BufferedReader(FileIO(descriptor, "rb"), buffer_size=1 << 20)
     wrong = _content_failure(path, named, stream.peek(8)[:8])
     if wrong is not None:
         stream.close()
@@ -81,31 +87,39 @@ def _format_by_name(path: Path) -> Format | Finding:
     name = shown(path.name)
     if suffix in _COMPRESSED:
         return Finding(
-            "compressed_file", FIELD,
+            "compressed_file",
+            FIELD,
             f"{name} is compressed. Unpack it and give the unpacked file ({ALLOWED}).",
             f"{name} 是压缩文件。请先解压，再填写解压后的文件（{ALLOWED}）。",
-            value=name, allowed=ALLOWED,
+            value=name,
+            allowed=ALLOWED,
         )
     if suffix in _SCRIPTS:
         return Finding(
-            "script_not_allowed", FIELD,
+            "script_not_allowed",
+            FIELD,
             f"{name} is a program. A dataset is data only; loader scripts are never run. Use {ALLOWED}.",
             f"{name} 是程序文件。数据集只能是数据，加载脚本不会被执行。请使用 {ALLOWED}。",
-            value=name, allowed=ALLOWED,
+            value=name,
+            allowed=ALLOWED,
         )
     if suffix in _PICKLES:
         return Finding(
-            "unsafe_format", FIELD,
+            "unsafe_format",
+            FIELD,
             f"{name} can carry code that runs when it is opened. Convert it to {ALLOWED}.",
             f"{name} 这种格式打开时可能执行代码。请转换为 {ALLOWED}。",
-            value=name, allowed=ALLOWED,
+            value=name,
+            allowed=ALLOWED,
         )
     ending_en = f"the ending {shown(suffix)}" if suffix else "no ending"
     return Finding(
-        "unknown_extension", FIELD,
+        "unknown_extension",
+        FIELD,
         f"{name} has {ending_en}; a dataset file ends in one of {ALLOWED}. Rename or convert it.",
         f"{name} 的扩展名无法识别；数据集文件的扩展名应为 {ALLOWED} 之一。请改名或转换格式。",
-        value=name, allowed=ALLOWED,
+        value=name,
+        allowed=ALLOWED,
     )
 
 
@@ -114,33 +128,52 @@ def _open_failure(path: Path, error: OSError | ValueError) -> Finding:
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOENT, errno.ENOTDIR):
         near = _similar(path)
-        hint_en = f" Did you mean {near}?" if near else " Check the path; it is looked up where the job runs."
+        hint_en = (
+            f" Did you mean {near}?"
+            if near
+            else " Check the path; it is looked up where the job runs."
+        )
         hint_zh = f"是否想填 {near}？" if near else "请检查路径，它会在运行任务的主机上查找。"
         return Finding(
-            "dataset_not_found", FIELD, f"There is no file {where}.{hint_en}", f"找不到文件 {where}。{hint_zh}",
-            value=where, allowed=near,
+            "dataset_not_found",
+            FIELD,
+            f"There is no file {where}.{hint_en}",
+            f"找不到文件 {where}。{hint_zh}",
+            value=where,
+            allowed=near,
         )
     if number == errno.ELOOP:
         return Finding(
-            "symlink_refused", FIELD,
+            "symlink_refused",
+            FIELD,
             f"{where} is a symbolic link. Give the path of the file that it points to.",
-            f"{where} 是符号链接。请填写它所指向的真实文件路径。", value=where,
+            f"{where} 是符号链接。请填写它所指向的真实文件路径。",
+            value=where,
         )
     if number in (errno.EACCES, errno.EPERM):
         return Finding(
-            "dataset_not_readable", FIELD,
+            "dataset_not_readable",
+            FIELD,
             f"{where} may not be read by the user that runs Trainyard. Change its permissions.",
-            f"运行 Trainyard 的用户无权读取 {where}。请修改文件权限。", value=where,
+            f"运行 Trainyard 的用户无权读取 {where}。请修改文件权限。",
+            value=where,
         )
     why = shown(os.strerror(number) if number else str(error))
     return Finding(
-        "dataset_not_readable", FIELD, f"{where} cannot be opened: {why}.", f"无法打开 {where}：{why}。", value=where,
+        "dataset_not_readable",
+        FIELD,
+        f"{where} cannot be opened: {why}.",
+        f"无法打开 {where}：{why}。",
+        value=where,
     )
 
 
 def _similar(path: Path) -> str | None:
     try:
-        names = [entry.name for entry, _ in zip(path.parent.iterdir(), range(_SIBLINGS_LOOKED_AT), strict=False)]
+        names = [
+            entry.name
+            for entry, _ in zip(path.parent.iterdir(), range(_SIBLINGS_LOOKED_AT), strict=False)
+        ]
     except (OSError, ValueError):
         return None
     match = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
@@ -153,14 +186,20 @@ def _kind_failure(path: Path, mode: int) -> Finding | None:
         return None
     if stat.S_ISDIR(mode):
         return Finding(
-            "dataset_is_directory", FIELD,
+            "dataset_is_directory",
+            FIELD,
             f"{where} is a folder. Give one file inside it ({ALLOWED}).",
-            f"{where} 是文件夹。请填写其中的一个文件（{ALLOWED}）。", value=where, allowed=ALLOWED,
+            f"{where} 是文件夹。请填写其中的一个文件（{ALLOWED}）。",
+            value=where,
+            allowed=ALLOWED,
         )
     return Finding(
-        "not_a_regular_file", FIELD,
+        "not_a_regular_file",
+        FIELD,
         f"{where} is not a regular file (a device, pipe or socket). Give an ordinary file ({ALLOWED}).",
-        f"{where} 不是普通文件（设备、管道或套接字）。请填写普通文件（{ALLOWED}）。", value=where, allowed=ALLOWED,
+        f"{where} 不是普通文件（设备、管道或套接字）。请填写普通文件（{ALLOWED}）。",
+        value=where,
+        allowed=ALLOWED,
     )
 
 
@@ -171,9 +210,12 @@ def _size_failure(path: Path, size: int, limits: Limits) -> Finding | None:
     if size > limits.file_bytes:
         have, most = f"{size / 1e9:.1f} GB", f"{limits.file_bytes / 1e9:.1f} GB"
         return Finding(
-            "file_too_large", FIELD,
+            "file_too_large",
+            FIELD,
             f"{name} has {have}; one dataset file may have {most}. Split it or take a sample.",
-            f"{name} 大小为 {have}，单个数据集文件最大 {most}。请拆分或抽样。", value=have, allowed=f"<= {most}",
+            f"{name} 大小为 {have}，单个数据集文件最大 {most}。请拆分或抽样。",
+            value=have,
+            allowed=f"<= {most}",
         )
     return None
 
@@ -181,8 +223,11 @@ def _size_failure(path: Path, size: int, limits: Limits) -> Finding | None:
 def empty_dataset(name: str) -> Finding:
     """The finding for a file without a single row."""
     return Finding(
-        "dataset_empty", FIELD,
-        f"{name} holds no rows. Put at least one row into it.", f"{name} 里没有任何数据。请至少写入一条数据。", value=name,
+        "dataset_empty",
+        FIELD,
+        f"{name} holds no rows. Put at least one row into it.",
+        f"{name} 里没有任何数据。请至少写入一条数据。",
+        value=name,
     )
 
 
@@ -191,22 +236,36 @@ def _content_failure(path: Path, named: Format, head: bytes) -> Finding | None:
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return Finding(
-                "compressed_file", FIELD,
+                "compressed_file",
+                FIELD,
                 f"{name} is named {path.suffix} but holds {kind} data. Unpack it first.",
-                f"{name} 的扩展名是 {path.suffix}，内容却是 {kind} 压缩数据。请先解压。", value=kind, allowed=ALLOWED,
+                f"{name} 的扩展名是 {path.suffix}，内容却是 {kind} 压缩数据。请先解压。",
+                value=kind,
+                allowed=ALLOWED,
             )
     if (head.startswith(b"PAR1")) != (named == "parquet"):
-        en = "is not a Parquet file" if named == "parquet" else "is a Parquet file with another ending"
+        en = (
+            "is not a Parquet file"
+            if named == "parquet"
+            else "is a Parquet file with another ending"
+        )
         zh = "不是 Parquet 文件" if named == "parquet" else "其实是 Parquet 文件"
         return Finding(
-            "wrong_format", FIELD,
-            f"{name} {en}. Rename it so that its ending tells its format.", f"{name} {zh}。请改成与内容一致的扩展名。",
-            value=name, allowed=ALLOWED,
+            "wrong_format",
+            FIELD,
+            f"{name} {en}. Rename it so that its ending tells its format.",
+            f"{name} {zh}。请改成与内容一致的扩展名。",
+            value=name,
+            allowed=ALLOWED,
         )
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return Finding(
-            "invalid_utf8", FIELD,
-            f"{name} is UTF-16. Save it as UTF-8.", f"{name} 是 UTF-16 编码。请另存为 UTF-8。", line=1, value="UTF-16",
+            "invalid_utf8",
+            FIELD,
+            f"{name} is UTF-16. Save it as UTF-8.",
+            f"{name} 是 UTF-16 编码。请另存为 UTF-8。",
+            line=1,
+            value="UTF-16",
             allowed="UTF-8",
         )
     return None
