@@ -1,0 +1,108 @@
+"""A real embedded stack for tests: `trainyard up` with its own home and free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from trainyard import Client
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Stack:
+    """Starts, kills and restarts parts of one stack; ends only what it started."""
+
+    def __init__(self, home: Path, **env: str) -> None:
+        self.home = home
+        self.env = os.environ | {
+            "TRAINYARD_HOME": str(home),
+            "TRAINYARD_CHECKPOINT_DIR": str(home / "checkpoints"),
+            "TRAINYARD_API_PORT": "0",
+            "TRAINYARD_NATS_PORT": "0",
+            "OMP_NUM_THREADS": "1",
+            **env,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self._client: Client | None = None
+
+    def start(self, seconds: float = 90.0) -> Client:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "trainyard.cli.main", "up"],
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=(self.home / "up.log").open("ab"),
+        )
+        until((self.home / "run" / "stack.json").exists, seconds, "the stack is up", self)
+        url = json.loads((self.home / "run" / "stack.json").read_text())["url"]
+        self._client = Client(url)
+        return self._client
+
+    @property
+    def client(self) -> Client:
+        assert self._client is not None
+        return self._client
+
+    def stop(self, seconds: float = 60.0) -> int:
+        """SIGTERM and return the exit status."""
+        assert self.process is not None
+        if self._client is not None:
+            self._client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=seconds)
+
+    def pid_of(self, module: str) -> int:
+        """Return the pid of the service that `up` runs as `-m module` (or the broker)."""
+        assert self.process is not None
+        for child in psutil.Process(self.process.pid).children():
+            if module in " ".join(child.cmdline()):
+                return child.pid
+        raise AssertionError(f"{module} does not run")
+
+    def kill(self, module: str) -> int:
+        """kill -9 one service, return its old pid; `up` starts it again."""
+        pid = self.pid_of(module)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: _pid_or_none(self, module) not in (None, pid), 20, f"{module} is back", self)
+        return pid
+
+    def attempt_dir(self, job: str, attempt: int) -> Path:
+        return self.home / "agents" / "local" / "jobs" / job / "attempts" / str(attempt)
+
+    def trainer_pid(self, job: str, attempt: int) -> int:
+        pid: int = json.loads((self.attempt_dir(job, attempt) / "pid.json").read_text())["trainer"][
+            "pid"
+        ]
+        return pid
+
+
+def _pid_or_none(stack: Stack, module: str) -> int | None:
+    try:
+        return stack.pid_of(module)
+    except (AssertionError, psutil.NoSuchProcess):
+        return None
+
+
+def until(check: Callable[[], Any], seconds: float, what: str, stack: Stack | None = None) -> Any:
+    """Poll `check` until it is true and return its value; fail with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = check()
+        if value:
+            return value
+        if stack is not None and stack.process is not None and stack.process.poll() is not None:
+            raise AssertionError(
+                f"the stack ended with {stack.process.returncode}; waiting for: {what}"
+            )
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
