@@ -1,0 +1,1 @@
+"""Checkpoints over REST: the list, and each as an archive."""

@@ -1,0 +1,1 @@
+"""Hosts over REST: what they have, what runs there, joining, draining, forgetting."""

@@ -1,0 +1,1 @@
+"""Jobs over REST: submit, read, act, delete."""

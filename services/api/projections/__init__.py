@@ -1,0 +1,1 @@
+"""From streams to rows: everything here can be thrown away and read again."""
