@@ -18,7 +18,9 @@ RESULT_FILE = "result.json"
 STOP_FILE = "stop.json"
 
 Outcome = Literal["completed", "stopped", "failed"]
-StopCause = Literal["stop_metric", "early_stopping", "time_limit", "pause", "cancel", "drain", "requeue"]
+StopCause = Literal[
+    "stop_metric", "early_stopping", "time_limit", "pause", "cancel", "drain", "requeue"
+]
 
 
 class GpuRef(BaseModel):

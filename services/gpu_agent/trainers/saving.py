@@ -1,0 +1,146 @@
+"""Checkpoints that are complete or absent, for any Hugging Face trainer: written aside, sealed, shown by one rename."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_callback import ExportableState
+
+from services.gpu_agent import checkpoint_store
+from services.gpu_agent.checkpoint_store import Checkpoint, Kind
+from services.gpu_agent.trainers.context import TrainContext, split_nonfinite
+from services.gpu_agent.trainers.failures import TrainingFailure
+from shared.jobs.reasons import Reason
+
+_STATE_FILE = "trainer_state.json"
+_PICKLED_ARGUMENTS = "training_args.bin"
+
+
+class CheckpointWriter:
+    """Saves, announces and thins out the checkpoints of one attempt."""
+
+    def __init__(self, context: TrainContext, kind: Kind, save_total_limit: int | None) -> None:
+        self._context = context
+        self._kind = kind
+        self._limit = save_total_limit
+
+    def save(
+        self, trainer: Any, *, best_step: int | None, last: bool, kept: dict[str, Any]
+    ) -> Checkpoint:
+        """Save the trainer's whole state at its step. `kept` comes back from the manifest on resume.
+
+        Raises TrainingFailure where the weights are no longer finite, OSError where the disk refuses; the folder is
+        then absent and older checkpoints are as they were.
+        """
+        context, step = self._context, int(trainer.state.global_step)
+        if not weights_finite(trainer.model):
+            raise not_finite(step)
+        context.phase("saving")
+        temporary = checkpoint_store.begin(context.spec.checkpoint_dir, step)
+        try:
+            _write_files(trainer, temporary)
+            saved = checkpoint_store.publish(
+                temporary,
+                step,
+                self._kind,
+                time.time(),
+                split_nonfinite(context.latest_at(step))[0],
+                kept,
+            )
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        context.checkpoint(saved, best=best_step == step, last=last)
+        self._thin_out(step, best_step)
+        return saved
+
+    def announce_again(self, step: int) -> None:
+        """Announce a checkpoint once more, now known to be the best."""
+        found = checkpoint_store.read(
+            self._context.spec.checkpoint_dir / checkpoint_store.folder_name(step)
+        )
+        if isinstance(found, Checkpoint):
+            self._context.checkpoint(found, best=True, last=False)
+
+    def _thin_out(self, step: int, best_step: int | None) -> None:
+        """Apply `save_total_limit`; folders beyond this step belong to an earlier attempt and are left alone."""
+        there = [
+            c
+            for c in checkpoint_store.list_complete(self._context.spec.checkpoint_dir)
+            if c.step <= step
+        ]
+        keep = checkpoint_store.retained((c.step for c in there), self._limit, best_step)
+        for checkpoint in reversed(there):
+            if checkpoint.step not in keep:
+                checkpoint_store.delete(checkpoint)
+                self._context.checkpoint_deleted(checkpoint.step)
+
+
+class SealedCheckpoints:
+    """Mixed into a Hugging Face trainer, before it: replaces how that one saves, and what it tells the world."""
+
+    def attach(self, watcher: Any) -> None:
+        """Let `watcher.save(trainer)` decide what a save is."""
+        self._watcher = watcher
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._watcher.save(self)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write no card: it would hold paths of this host and is no part of a checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """Tell nobody."""
+
+
+def _write_files(trainer: Any, folder: Path) -> None:
+    """Write what `Trainer._save_checkpoint` of transformers 5.23 writes, in the same order, without rotation."""
+    trainer.store_flos()
+    trainer.save_model(str(folder), _internal_call=True)
+    (folder / _PICKLED_ARGUMENTS).unlink(
+        missing_ok=True
+    )  # a pickle that nothing reads; it names paths of this host
+    (folder / "README.md").unlink(missing_ok=True)
+    trainer._save_optimizer_and_scheduler(str(folder))
+    trainer._save_scaler(str(folder))
+    trainer._save_rng_state(str(folder))
+    if trainer.args.should_save:
+        for callback in [*trainer.callback_handler.callbacks, trainer.control]:
+            if isinstance(callback, ExportableState):
+                trainer.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        trainer.state.save_to_json(str(folder / _STATE_FILE))
+
+
+def weights_finite(model: Any) -> bool:
+    """Tell whether every trained weight is a finite number; one pass over them, one wait for the device."""
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    if not trained:
+        return True
+    # a sum is not finite if any part is not; float64 so that large finite weights do not overflow
+    total = torch.stack([p.sum(dtype=torch.float64) for p in trained])
+    return bool(torch.isfinite(total).all())
+
+
+def not_finite(step: int) -> TrainingFailure:
+    """Return the failure for weights, loss or gradient that are lost."""
+    return TrainingFailure(
+        Reason.NAN_LOSS,
+        f"The loss, the gradient or the weights were no longer finite at step {step}.",
+        f"在第 {step} 步，损失、梯度或权重已不再是有限值。",
+    )
+
+
+@contextmanager
+def unchanged_randomness() -> Iterator[None]:
+    """Keep the CPU generator as it is: evaluating must not change what is trained, nor a resumed run differ."""
+    state = torch.random.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)
