@@ -1,0 +1,141 @@
+"""Fixtures for every test: a home of its own, a real broker on a free port, connections to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from shared.bus import Bus, ensure_streams
+from shared.bus.credentials import Role, add_host_key, bus_config, create_host_key
+from shared.bus.embedded import EmbeddedBroker, reload_permissions
+from shared.settings import Settings
+
+START_SECONDS = 10.0
+TEST_STORE_MIB = 256
+
+
+async def eventually(
+    check: Callable[[], object | Awaitable[object]], timeout: float = 10.0, every: float = 0.02
+) -> None:
+    """Poll `check` until it is truthy; fail with its last value after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = check()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"not true within {timeout:g} s; last value {value!r}")
+        await asyncio.sleep(every)
+
+
+class RunningBroker:
+    """A nats-server process that a test may kill, restart and wipe."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.embedded = EmbeddedBroker(home, store_mib=TEST_STORE_MIB)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return self.embedded.url
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(home=self.home, nats_url=self.url, checkpoint_dir=self.home / "checkpoints")
+
+    async def start(self) -> None:
+        """Start it and wait until JetStream answers."""
+        self.embedded.prepare()
+        self.process = subprocess.Popen(
+            self.embedded.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        await self.embedded.wait_ready(START_SECONDS)
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
+        """End it and wait for that."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGCONT)
+        self.process.send_signal(sig)
+        self.process.wait(timeout=START_SECONDS)
+        self.process = None
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.stop(signal.SIGKILL)
+
+    async def restart(self) -> None:
+        """Crash it and start it again on the same store and port."""
+        self.kill()
+        await self.start()
+
+    def wipe(self) -> None:
+        """Remove the whole store of a stopped broker."""
+        assert self.process is None
+        shutil.rmtree(self.home / "nats" / "store")
+
+    async def add_host(self, host_id: str) -> None:
+        """Create the key of a host and let it in."""
+        add_host_key(self.home, host_id, create_host_key(self.home, host_id))
+        await reload_permissions(self.home, self.url)
+
+
+class BusFor(Protocol):
+    """Connect as a role: `await bus_for("agent", "box1")`; a new host is let in first."""
+
+    async def __call__(self, role: Role, host_id: str | None = None) -> Bus: ...
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A TRAINYARD_HOME of its own."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    yield folder
+
+
+@pytest.fixture
+async def broker(home: Path) -> AsyncIterator[RunningBroker]:
+    """A running broker without streams."""
+    running = RunningBroker(home)
+    await running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+async def bus_for(broker: RunningBroker) -> AsyncIterator[BusFor]:
+    """Connect to `broker` as any role; all connections are closed after the test."""
+    open_: list[Bus] = []
+
+    async def connect(role: Role, host_id: str | None = None) -> Bus:
+        if role == "agent":
+            assert host_id is not None
+            if not (broker.home / "keys" / f"{host_id}.nk").exists():
+                await broker.add_host(host_id)
+        bus = await Bus.connect(bus_config(broker.settings, role, host_id), timeout=START_SECONDS)
+        open_.append(bus)
+        return bus
+
+    yield connect
+    for bus in open_:
+        with contextlib.suppress(Exception):
+            await bus.close()
+
+
+@pytest.fixture
+async def streams(bus_for: BusFor) -> None:
+    """Make every stream and bucket."""
+    await ensure_streams(await bus_for("scheduler"), store_mib=TEST_STORE_MIB)
