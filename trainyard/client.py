@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -182,7 +182,7 @@ class Jobs:
         """Delete an ended job with its history and files."""
         self._client.call("DELETE", f"/api/v1/jobs/{uuid}")
 
-    def metrics(self, uuid: str, names: list[str] | None = None, **query: Any) -> Metrics:
+    def metrics(self, uuid: str, names: Sequence[str] | None = None, **query: Any) -> Metrics:
         """Return columnar metrics; query: x (step, epoch, time), from, to, points."""
         if names:
             query["names"] = ",".join(names)
@@ -204,7 +204,7 @@ class Jobs:
         """Return sample completions; query: step, sort, limit."""
         return self._client.call("GET", f"/api/v1/jobs/{uuid}/samples", params=query)
 
-    def checkpoints(self, uuid: str) -> list[Checkpoint]:
+    def checkpoints(self, uuid: str) -> Sequence[Checkpoint]:
         """Return the complete checkpoints."""
         rows = self._client.call("GET", f"/api/v1/jobs/{uuid}/checkpoints")
         return [Checkpoint.model_validate(row) for row in rows]

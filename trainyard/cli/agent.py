@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from shared.bus.credentials import host_public_key, new_host_seed, write_host_seed
+from shared.bus.keys import new_seed, public_key_of, write_atomically
 from shared.runs import write_atomic_json
 from shared.settings import Settings
 from trainyard.cli.output import fail, out, user_errors
@@ -39,10 +39,10 @@ def join(
         raise fail(
             f"This host has already joined ({home / 'host.json'}). Remove that file to join anew."
         )
-    seed = new_host_seed()
+    seed = new_seed()
     with user_errors(), Client(url) as client:
-        reply = client.hosts.join(code, host_public_key(seed), label or platform.node())
-    write_host_seed(settings.home, reply["host_id"], seed)
+        reply = client.hosts.join(code, public_key_of(seed), label or platform.node())
+    write_atomically(settings.home / "keys" / f"{reply['host_id']}.nk", seed)
     home.mkdir(parents=True, exist_ok=True)
     write_atomic_json(
         home / "host.json", {"host_id": reply["host_id"], "nats_url": reply["nats_url"], "api": url}

@@ -14,7 +14,7 @@ from typing import Literal
 import typer
 from pydantic import ValidationError
 
-from shared.bus.embedded import BinaryMissing, find_binary
+from shared.bus.embedded import BrokerMissing, server_binary
 from shared.settings import Settings
 from trainyard.cli.output import OutputOption, fail, out, print_json
 from trainyard.client import Client
@@ -77,8 +77,8 @@ def _broker(settings: Settings) -> Finding:
     if settings.nats_url:
         return Finding("broker", "ok", f"external: {settings.nats_url}")
     try:
-        return Finding("broker", "ok", str(find_binary()))
-    except BinaryMissing as error:
+        return Finding("broker", "ok", str(server_binary()))
+    except BrokerMissing as error:
         return Finding("broker", "error", "nats-server not found", str(error))
 
 
@@ -111,19 +111,14 @@ def _disk(settings: Settings) -> Finding:
 def _gpus(_: Settings) -> Finding:
     try:
         import pynvml  # noqa: PLC0415 - part of the agent extra
-
-        pynvml.nvmlInit()
     except ImportError:
-        return Finding(
-            "gpus", "warning", "not checked", "pip install 'trainyard[agent]' to see GPUs."
-        )
+        fix = "pip install 'trainyard[agent]' to see GPUs."
+        return Finding("gpus", "warning", "not checked", fix)
+    try:
+        pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return Finding(
-            "gpus",
-            "warning",
-            f"none ({error})",
-            f"Without a GPU, {os.cpu_count()} CPU slots are offered.",
-        )
+        fix = f"Without a GPU, {os.cpu_count()} CPU slots are offered."
+        return Finding("gpus", "warning", f"none ({error})", fix)
     names = [
         str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)))
         for i in range(pynvml.nvmlDeviceGetCount())

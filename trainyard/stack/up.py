@@ -19,7 +19,7 @@ import structlog
 
 from shared import log as logs
 from shared.bus.credentials import add_host_key, create_host_key, create_service_keys
-from shared.bus.embedded import BinaryMissing, EmbeddedBroker
+from shared.bus.embedded import BrokerConfigInvalid, BrokerMissing, EmbeddedBroker, is_healthy
 from shared.ids import HostId, new_host_id
 from shared.runs import write_atomic_json
 from shared.settings import Settings
@@ -106,10 +106,10 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
         "PYTHONUNBUFFERED": "1",
     }
     chosen: list[Service] = []
-    if settings.nats_url is None:
-        chosen.append(_broker(settings, env))
     if parts.agent:
         _local_host(settings)
+    if settings.nats_url is None:
+        chosen.append(_broker(settings, env))
     home = settings.home
 
     async def api_ready() -> bool:
@@ -157,12 +157,15 @@ def _broker(settings: Settings, env: dict[str, str]) -> Service:
             f"Port {port} (TRAINYARD_NATS_PORT) is in use. Stop what listens there, or set another port; 0 takes any free one."
         )
     try:
-        broker = EmbeddedBroker(settings.home, port or free_port())
-        broker.prepare()
+        broker = EmbeddedBroker(settings.home, port).prepare()
         argv = broker.command()
-    except BinaryMissing as error:
+    except (BrokerMissing, BrokerConfigInvalid) as error:
         raise StackRefused(str(error)) from None
-    return Service("broker", argv, env, settings.home / "logs" / "broker.log", broker.is_ready)
+
+    async def ready() -> bool:
+        return await is_healthy(settings.home, broker.url)
+
+    return Service("broker", argv, env, settings.home / "logs" / "broker.log", ready)
 
 
 def _local_host(settings: Settings) -> None:
