@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from shared.specs.hints import Parameters, hint
+from shared.specs.problems import LARGEST_EXACT
 from shared.specs.text import (
     ApiBase,
     ComponentName,
@@ -28,8 +29,8 @@ RULE_NODES: Final = 5_000
 RuleName = Literal["math_verify", "format_check", "rule_based", "self_play"]
 
 
-def _bounded(config: object) -> object:
-    """Refuse a rule configuration too deep or too large to store and send with every request."""
+def _bounded(config: object) -> None:
+    """Refuse a rule configuration too deep or too wide to store and send with every request."""
     level: list[object] = [config]
     nodes = 0
     for _ in range(RULE_DEPTH):
@@ -43,7 +44,6 @@ def _bounded(config: object) -> object:
             f"it is nested deeper than {RULE_DEPTH} levels or has more than {RULE_NODES} entries; make it smaller",
             f"嵌套超过 {RULE_DEPTH} 层或条目超过 {RULE_NODES} 个，请精简",
         )
-    return config
 
 
 def _children(node: object) -> list[object]:
@@ -52,7 +52,11 @@ def _children(node: object) -> list[object]:
     return [*node] if isinstance(node, (list, tuple)) else []
 
 
-def _storable(config: dict[str, JsonValue]) -> dict[str, JsonValue]:
+def _storable(config: object) -> object:
+    """Refuse a rule configuration that JSON, the database or a log could not hold."""
+    if not isinstance(config, dict):
+        return config
+    _bounded(config)
     try:
         size = len(json.dumps(config, ensure_ascii=False, allow_nan=False).encode())
     except (ValueError, TypeError):
@@ -67,29 +71,35 @@ def _storable(config: dict[str, JsonValue]) -> dict[str, JsonValue]:
             f"it takes {size} bytes and at most {RULE_BYTES} are stored; make it smaller",
             f"大小为 {size} 字节，最多 {RULE_BYTES} 字节，请精简",
         )
-    for text in _texts(config):
-        printable(text)
+    for leaf in _leaves(config):
+        if isinstance(leaf, str):
+            printable(leaf)
+        elif isinstance(leaf, int) and abs(leaf) > LARGEST_EXACT:
+            raise refuse(
+                "out_of_range",
+                "it holds a whole number that other programs would round; write it as a text",
+                "其中含有其他程序会舍入的过大整数，请改写为文本",
+            )
     return config
 
 
-def _texts(config: JsonValue) -> Iterator[str]:
-    nodes: list[JsonValue] = [config]
+def _leaves(config: object) -> Iterator[object]:
+    nodes: list[object] = [config]
     while nodes:
         node = nodes.pop()
-        if isinstance(node, str):
-            yield node
-        elif isinstance(node, dict):
-            yield from node
-            nodes.extend(node.values())
-        elif isinstance(node, list):
+        if isinstance(node, dict):
             nodes.extend(node)
+            nodes.extend(node.values())
+        elif isinstance(node, (list, tuple)):
+            nodes.extend(node)
+        else:
+            yield node
 
 
 RuleConfig = Annotated[
     dict[str, JsonValue],
     Field(max_length=200),
-    BeforeValidator(_bounded),
-    AfterValidator(_storable),
+    BeforeValidator(_storable),
 ]
 
 
