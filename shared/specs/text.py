@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, LiteralString
+from typing import Annotated, Final
 from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from shared.specs.model_path import ModelPathInvalid, parse_model_path
 
 REFUSED: Final = "refused"
+LONGEST_UUID: Final = 45  # as a URN
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 _BREAK = re.compile("[\t\n]")
@@ -27,8 +28,7 @@ _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 def refuse(code: str, en: str, zh: str, allowed: str | None = None) -> PydanticCustomError:
     """Return the error a field validator raises; `en` and `zh` follow "<field> is <value>: "."""
     context = {"code": code, "en": en, "zh": zh, "allowed": allowed}
-    kind: LiteralString = "refused"
-    return PydanticCustomError(kind, "{en}", context)
+    return PydanticCustomError(REFUSED, "{en}", context)
 
 
 def one_line(text: str) -> str:
@@ -94,7 +94,7 @@ def _username(text: str) -> str:
 
 def _uuid(text: str) -> str:
     try:
-        return str(UUID(text)) if len(text) <= 45 else str(UUID("x"))
+        return str(UUID(text[: LONGEST_UUID + 1]))
     except ValueError:
         raise refuse(
             "invalid_uuid",
