@@ -23,6 +23,8 @@ class JobSubmitRequested(RequestBase):
     name: str
     config: dict[str, Any]
     secret_names: tuple[str, ...] = ()
+    gpu_memory_mib: int | None = None
+    """Preflight's estimate for each GPU; None where it made none."""
 
 
 class JobCancelRequested(RequestBase):

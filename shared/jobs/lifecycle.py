@@ -106,6 +106,8 @@ class JobState(BaseModel):
     """Details beyond the reason's own sentence, such as the trainer's error."""
     waiting_for: Bilingual | None = None
     """Why it waits, in words with numbers."""
+    note: Bilingual | None = None
+    """Why the last request changed nothing, where that is so."""
     attempt: int = 0
     """Fencing token: 0 before the first assignment, then one higher with each."""
     retries_spent: int = 0
