@@ -41,9 +41,11 @@ class EmbeddedBroker:
         *,
         store_mib: int = DEFAULT_STORE_MIB,
         binary: Path | None = None,
+        listen: str = "127.0.0.1",
     ) -> None:
         """Do no I/O. Port 0: the one of the last start if it is free, else any free one."""
         self.home = home
+        self.listen = listen
         self.port = port
         self.store_mib = store_mib
         self.binary = binary
@@ -104,7 +106,7 @@ class EmbeddedBroker:
         return f"""\
 # Written by Trainyard at each start; changes are lost.
 server_name: "trainyard"
-listen: "127.0.0.1:{self.port}"
+listen: "{self.listen}:{self.port}"
 max_payload: {MAX_PAYLOAD}
 max_connections: 4096
 ping_interval: "20s"

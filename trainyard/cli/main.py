@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from trainyard.cli import agent, demo, doctor, hosts, jobs
+from trainyard.cli import agent, demo, doctor, hosts, jobs, services
 from trainyard.cli.output import fail
 
 app = typer.Typer(
@@ -26,6 +25,8 @@ models = typer.Typer(no_args_is_help=True, help="Make small models for trying th
 app.add_typer(models, name="models")
 app.command()(doctor.doctor)
 app.command()(demo.demo)
+for _command in (services.api, services.scheduler, services.broker, services.health):
+    app.command()(_command)
 
 
 @app.command()
@@ -47,22 +48,6 @@ def up(
     except StackRefused as error:
         raise fail(str(error)) from None
     raise typer.Exit(code)
-
-
-def _service(module: str) -> None:
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module])
-
-
-@app.command()
-def api() -> None:
-    """Run the api alone (production: one container a service)."""
-    _service("services.api")
-
-
-@app.command()
-def scheduler() -> None:
-    """Run the scheduler alone."""
-    _service("services.scheduler")
 
 
 @models.command("create")
