@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Literal
 
 import typer
@@ -63,7 +63,7 @@ async def _agent(settings: Settings) -> bool:
     return _alive(settings, "agents/local/agent.json")
 
 
-PROBES: dict[Name, Callable[[Settings], Awaitable[bool]]] = {
+PROBES: dict[Name, Callable[[Settings], Coroutine[None, None, bool]]] = {
     "broker": _broker,
     "api": _api,
     "scheduler": _scheduler,
