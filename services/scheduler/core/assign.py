@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from heapq import nsmallest
 
 from services.scheduler.core import words
 from services.scheduler.core.decisions import DesiredSet
@@ -94,18 +95,23 @@ def _tell(draft: Draft, plan: Plan, refresh: int) -> None:
     When GPUs come and go the numbers change for every job that waits; ten thousand events a second would
     tell nobody more than the first few.
     """
-    stale: list[tuple[Job, Why]] = []
-    for job_id, why in plan.waiting.items():
+    if not refresh and not draft.before.untold:
+        return
+    for job_id in sorted(draft.before.untold & plan.waiting.keys()):
         job = draft.job(job_id)
-        if job is None or not job.waits:
-            continue
-        told = job.state.waiting_for
-        if told is None:
-            _say(draft, job, why)
-        elif told is not why.text and told != why.text:
-            stale.append((job, why))
-    for job, why in sorted(stale, key=lambda one: one[0].rank)[:refresh]:
-        _say(draft, job, why)
+        if job is not None and job.waits:
+            _say(draft, job, plan.waiting[job_id])
+    if refresh:
+        stale = (job for job in draft.before.jobs.values() if _is_stale(job, plan))
+        for job in nsmallest(refresh, stale, key=lambda job: job.rank):
+            if job.id not in draft.before.untold:
+                _say(draft, job, plan.waiting[job.id])
+
+
+def _is_stale(job: Job, plan: Plan) -> bool:
+    why = plan.waiting.get(job.id)
+    told = job.state.waiting_for
+    return why is not None and (told is None or told.en != why.en)
 
 
 def _say(draft: Draft, job: Job, why: Why) -> None:

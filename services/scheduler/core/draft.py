@@ -163,6 +163,7 @@ class Draft:
             queue=queue,
             dependents=self._dependents.merged(),
             reservations=self.reservations,
+            untold=self._untold(),
             held=held if self._held else self.before.held,
             next_order=self.next_order,
         )
@@ -171,6 +172,10 @@ class Draft:
         ]
         saved += [HostSaved(self._hosts[key]) for key in sorted(self._durable)]
         return state, (*self.decisions, *saved)
+
+    def _untold(self) -> frozenset[str]:
+        new = {k for k, job in self._jobs.items() if job.waits and job.state.waiting_for is None}
+        return (self.before.untold - self._jobs.keys()) | new
 
     def _settle_standings(self) -> dict[str, tuple[Rank, Standing] | None]:
         updates: dict[str, tuple[Rank, Standing] | None] = {}

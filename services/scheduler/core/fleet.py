@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Iterable, Mapping
 
 from services.scheduler.core import words
-from services.scheduler.core.feasible import check, has_memory, has_type, matching, suits
+from services.scheduler.core.feasible import check, is_type, matching, suits
 from services.scheduler.core.order import Ask
 from services.scheduler.core.rank import Cost, cost
 from services.scheduler.core.state import Host, Shape
@@ -77,51 +77,55 @@ class Fleet:
 
         Only hosts that could hold the job if idle count; None where no such host is online, or all are kept.
         """
-        options: list[tuple[int, Cost, str]] = []
-        for host_id in self._capable(ask):
-            if host_id == before:
-                return host_id
+        known = before is not None and before in self.hosts and before not in self.kept
+        if before is not None and known and self._could_hold(ask, before):
+            return before
+        options: list[tuple[int, Cost]] = []
+        for host_id in self._most_free(ask):
             host = self.hosts[host_id]
             free = len(matching(ask, host.shape, self.free(host_id)))
-            options.append((-free, cost(ask, host, free), host_id))
-        return min(options)[-1] if options else None
+            options.append((-free, cost(ask, host, free)))
+        return min(options)[-1][-1] if options else None
 
     def why(self, ask: Ask) -> Why:
         """Return why `best` found nothing."""
         if ask.pin is not None or ask.sources:
             return self._why_bound(ask)
-        shapes = [s for s in self._all_shapes() if s.online]
+        shapes = [s for s in self._pools if s.online]
         if not shapes:
             return words.NO_AGENT
         shapes = [s for s in shapes if not s.drained]
         if not shapes:
             return words.ALL_DRAINED
-        hosts = [h for h in self.hosts.values() if h.shape.online and not h.drained]
-        unsuited = self._why_unsuited(ask, hosts)
+        unsuited = _why_unsuited(ask, shapes)
         if unsuited is not None:
             return unsuited
-        largest, refusing = 0, []
-        for host in hosts:
-            free = len(matching(ask, host.shape, self.free(host.id)))
-            if free >= ask.num_gpus:
-                if host.id in self.kept:
-                    return words.kept_for(host.label, self.kept[host.id])
-                if host.id in ask.avoid:
-                    refusing.append(host.label)
-                    continue
-            largest = max(largest, free)
+        for host_id, ahead in self.kept.items():
+            if self._fits_now(ask, host_id):
+                return words.kept_for(self.hosts[host_id].label, ahead)
+        refusing = [self.hosts[h].label for h in ask.avoid if self._fits_now(ask, h)]
         if refusing:
             return words.refused(", ".join(sorted(refusing)[:3]))
-        return words.not_free(ask.num_gpus, largest)
+        return words.not_free(ask.num_gpus, self._largest_free(ask))
 
-    def _why_unsuited(self, ask: Ask, hosts: list[Host]) -> Why | None:
-        if ask.gpu_type is not None and all(has_type(ask, h) for h in hosts):
-            names = {n for h in hosts if h.shape.cuda for n, _ in h.shape.kinds}
-            return words.no_such_type(ask.gpu_type, ", ".join(sorted(names)[:4]))
-        if ask.memory_mib and all(has_type(ask, h) or has_memory(ask, h) for h in hosts):
-            largest = max((m for h in hosts for _, m in h.shape.kinds if h.shape.cuda), default=0)
-            return words.memory_short(ask.memory_mib, largest)
-        return None
+    def _largest_free(self, ask: Ask) -> int:
+        """Return the most suitable GPUs that are free on one host, kept hosts included."""
+        largest = 0
+        for shape, uniform in self._shapes(ask):
+            pool = self._pools[shape]
+            if uniform:
+                largest = max(largest, max(pool, default=0))
+                continue
+            for host_id in (h for hosts in pool.values() for h in hosts):
+                largest = max(largest, len(matching(ask, shape, self.free(host_id))))
+        kept = (len(matching(ask, self.hosts[h].shape, self.free(h))) for h in self.kept)
+        return max(largest, max(kept, default=0))
+
+    def _fits_now(self, ask: Ask, host_id: str) -> bool:
+        shape = self.hosts[host_id].shape
+        if not shape.online or shape.drained or len(self.free(host_id)) < ask.num_gpus:
+            return False
+        return len(matching(ask, shape, self.free(host_id))) >= ask.num_gpus
 
     def _why_bound(self, ask: Ask) -> Why:
         candidates = self._candidates(ask)
@@ -206,23 +210,29 @@ class Fleet:
             self._suitable[ask] = known
         return known
 
-    def _capable(self, ask: Ask) -> list[str]:
-        """Return hosts, not kept and not refusing, that could hold the job if idle."""
+    def _most_free(self, ask: Ask) -> list[str]:
+        """Return hosts that could hold the job if idle, of each shape those most free."""
         if ask.pin is not None or ask.sources:
             named = [h for h in self._candidates(ask) if h not in self.kept]
-        else:
-            named = [
-                host_id
-                for shape, _ in self._shapes(ask)
-                if shape.total >= ask.num_gpus
-                for hosts in self._pools[shape].values()
-                for host_id in hosts
-            ]
-        return [h for h in named if h not in ask.avoid and self._could_hold(ask, self.hosts[h])]
+            return [h for h in named if self._could_hold(ask, h)]
+        found = []
+        for shape, _ in self._shapes(ask):
+            if shape.total < ask.num_gpus:
+                continue
+            pool = self._pools[shape]
+            for count in sorted(pool, reverse=True):
+                host_id = next((h for h in pool[count] if self._could_hold(ask, h)), None)
+                if host_id is not None:
+                    found.append(host_id)
+                    break
+        return found
 
-    def _could_hold(self, ask: Ask, host: Host) -> bool:
+    def _could_hold(self, ask: Ask, host_id: str) -> bool:
+        host = self.hosts[host_id]
         shape = host.shape
         if not shape.online or shape.drained or shape.total < ask.num_gpus:
+            return False
+        if host_id in ask.avoid or host.forgotten:
             return False
         return len(matching(ask, shape, host.working)) >= ask.num_gpus
 
@@ -253,5 +263,18 @@ class Fleet:
                         self._labels.setdefault(name, []).append(host.id)
         return self._labels.get(pin, [])
 
-    def _all_shapes(self) -> list[Shape]:
-        return [h.shape for h in self.hosts.values() if not h.forgotten]
+
+def _why_unsuited(ask: Ask, shapes: list[Shape]) -> Why | None:
+    """Return why no GPU at all would do, busy or free."""
+    kinds = {kind for shape in shapes if shape.cuda for kind in shape.kinds}
+    typed = [
+        (name, memory)
+        for name, memory in kinds
+        if ask.gpu_type is None or is_type(ask.gpu_type, name)
+    ]
+    if ask.gpu_type is not None and not typed:
+        return words.no_such_type(ask.gpu_type, ", ".join(sorted({name for name, _ in kinds})[:4]))
+    small = typed and all(0 < memory < ask.memory_mib for _, memory in typed)
+    if small and not (ask.num_gpus == 1 and any(not s.cuda for s in shapes)):
+        return words.memory_short(ask.memory_mib, max(memory for _, memory in typed))
+    return None

@@ -26,7 +26,7 @@ def schedule(state: ClusterState, now: Moment, limit: int | None = None) -> Plan
     assignments, not with jobs times hosts (benchmarks/schedule.py).
     """
     queue = with_due(state, now.wall)
-    return _Round(state, Fleet(state.hosts), limit).run(queue.classes, dict(queue.waits))
+    return _Round(state, Fleet(state.hosts), limit).run(queue.classes, queue.waits)
 
 
 class _Round:
@@ -38,9 +38,10 @@ class _Round:
         self.limit = limit
         self.assignments: list[Assignment] = []
         self.reservations: dict[str, str] = {}
+        self.blocked: list[tuple[Why, tuple[Rank, ...]]] = []
         self.keeping: set[tuple[int, object]] = set()
 
-    def run(self, classes: Mapping[Ask, tuple[Rank, ...]], waiting: dict[str, Why]) -> Plan:
+    def run(self, classes: Mapping[Ask, tuple[Rank, ...]], unready: Mapping[str, Why]) -> Plan:
         """Go through all groups in order of their first job; a group that is stuck is left at once."""
         groups = list(classes.items())
         heap = [(ranks[0], number, 0) for number, (_, ranks) in enumerate(groups)]
@@ -49,18 +50,19 @@ class _Round:
             rank, number, position = heappop(heap)
             ask, ranks = groups[number]
             if self.limit is not None and len(self.assignments) >= self.limit:
-                return self._plan(waiting, partial=True)
+                return self._plan(unready, partial=True)
             if self._assign(ask, rank[-1]):
                 if position + 1 < len(ranks):
                     heappush(heap, (ranks[position + 1], number, position + 1))
                 continue
-            why = self.fleet.why(ask)
+            self.blocked.append((self.fleet.why(ask), ranks[position:]))
             self._reserve(ask, rank)
-            waiting.update(dict.fromkeys([r[-1] for r in ranks[position:]], why))
-        return self._plan(waiting, partial=False)
+        return self._plan(unready, partial=False)
 
-    def _plan(self, waiting: dict[str, Why], *, partial: bool) -> Plan:
-        return Plan(tuple(self.assignments), waiting, self.reservations, partial)
+    def _plan(self, unready: Mapping[str, Why], *, partial: bool) -> Plan:
+        return Plan(
+            tuple(self.assignments), self.reservations, unready, tuple(self.blocked), partial
+        )
 
     def _assign(self, ask: Ask, job: str) -> bool:
         found = self.fleet.best(ask)

@@ -272,6 +272,8 @@ class ClusterState:
     """Job → unfinished jobs that wait for it."""
     reservations: Mapping[str, str] = field(default_factory=dict)
     """Job → host whose GPUs are kept for it."""
+    untold: frozenset[str] = frozenset()
+    """Waiting jobs of which nobody was told yet why they wait."""
     held: Mapping[str, tuple[JobRequest, ...]] = field(default_factory=dict)
     """Requests that came before an earlier one of the same job."""
     next_order: int = 1
@@ -288,13 +290,23 @@ class Assignment:
     gpu_uuids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """What `schedule` wants done, as data."""
 
     assignments: tuple[Assignment, ...] = ()
-    waiting: Mapping[str, Why] = field(default_factory=dict)
-    """Every job that waits, with the reason in words."""
     reservations: Mapping[str, str] = field(default_factory=dict)
+    unready: Mapping[str, Why] = field(default_factory=dict)
+    """Jobs that no host was looked at for."""
+    blocked: tuple[tuple[Why, tuple[Rank, ...]], ...] = ()
+    """Groups of equal demands that found no room, with one reason for all."""
     partial: bool = False
     """The bound on assignments was met: decide again after carrying these out."""
+
+    @cached_property
+    def waiting(self) -> Mapping[str, Why]:
+        """Return every job that waits, with the reason in words; made when asked for, since it is long."""
+        found = dict(self.unready)
+        for why, ranks in self.blocked:
+            found.update(dict.fromkeys([rank[-1] for rank in ranks], why))
+        return found

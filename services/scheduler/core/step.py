@@ -65,6 +65,7 @@ def evict(state: ClusterState, now: Moment, after_seconds: float = 600.0) -> Clu
         queue=state.queue,
         dependents={k: v for k, v in state.dependents.items() if v},
         reservations=state.reservations,
+        untold=state.untold,
         held=state.held,
         next_order=state.next_order,
         limits=state.limits,

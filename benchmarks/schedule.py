@@ -1,0 +1,138 @@
+"""Time of one scheduling decision: 10,000 queued jobs of many demands on 500 hosts, cold and per event.
+
+Usage: python benchmarks/schedule.py [jobs] [hosts]. The baseline compares every job with every host.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+from services.scheduler.core.feasible import check
+from services.scheduler.core.inputs import Beat, FactArrived, Input, Place, RequestArrived
+from services.scheduler.core.order import Ready
+from services.scheduler.core.place import schedule
+from services.scheduler.core.state import ClusterState, Moment
+from services.scheduler.core.step import steps
+from shared.events.calls import Heartbeat
+from shared.events.requests import JobSubmitRequested
+from shared.events.run import RunExited
+from shared.jobs.resources import GpuInfo, HostInventory
+
+START = datetime(2026, 11, 22, tzinfo=UTC)
+KINDS = (("NVIDIA A100-SXM4-80GB", 81920), ("NVIDIA H100 80GB HBM3", 81559), ("NVIDIA L40S", 46068))
+
+
+def moment(seconds: float) -> Moment:
+    """A time after the start, on both clocks."""
+    return Moment(START + timedelta(seconds=seconds), 1000.0 + seconds)
+
+
+def beat(number: int) -> Beat:
+    """A host of 1 to 8 GPUs of one kind."""
+    name, memory = KINDS[number % len(KINDS)]
+    count = (1, 2, 4, 8)[number % 4]
+    gpus = tuple(
+        GpuInfo(index=i, uuid=f"GPU-{number}-{i}", name=name, memory_mib=memory)
+        for i in range(count)
+    )
+    label = f"box{number}"
+    inventory = HostInventory(hostname=label, label=label, device="cuda", gpus=gpus)
+    return Beat(f"h{number:04d}", Heartbeat(instance="i", boot_id="b", inventory=inventory))
+
+
+def submit(number: int) -> RequestArrived:
+    """A job with one of 80 demands and 10 priorities."""
+    config: dict[str, object] = {
+        "algorithm": "sft",
+        "model_path": "/models/tiny",
+        "train_data_path": "/data/rows.jsonl",
+        "num_gpus": (1, 1, 1, 2, 4, 8)[number % 6],
+        "priority": number % 10,
+    }
+    if number % 7 == 0:
+        config["gpu_type"] = ("A100", "H100", "L40S", "B200")[number % 4]
+    if number % 97 == 0:
+        config["host"] = f"box{number % 40}"
+    job = f"00000000-0000-7000-8000-{number:012d}"
+    return RequestArrived(
+        JobSubmitRequested(job=job, req_n=1, at=START, name=f"job{number}", config=config)
+    )
+
+
+def milliseconds(work: object, times: int) -> list[float]:
+    """Time a callable."""
+    found = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        work()  # type: ignore[operator]
+        found.append((time.perf_counter() - begun) * 1000)
+    return found
+
+
+def baseline(state: ClusterState) -> int:
+    """Compare every job with every host by the same checks, for a thousandth of the jobs; returns the scale."""
+    jobs = list(state.queue.standing.values())[:: max(1, len(state.jobs) // 10)]
+    for _, standing in jobs:
+        if isinstance(standing, Ready):
+            for host in state.hosts.values():
+                check(standing.ask, host)
+    return max(1, len(state.queue.standing) // max(1, len(jobs)))
+
+
+def show(name: str, values: list[float]) -> None:
+    """Print a line of figures."""
+    values = sorted(values)
+    p95 = values[min(len(values) - 1, int(len(values) * 0.95))]
+    print(
+        f"{name:<46} median {statistics.median(values):8.2f} ms   p95 {p95:8.2f} ms   n={len(values)}"
+    )
+
+
+def main(jobs: int = 10_000, hosts: int = 500) -> None:
+    """Build the cluster and print the figures."""
+    state = ClusterState()
+    inputs: list[Input] = [beat(i) for i in range(hosts)]
+    inputs += [submit(i) for i in range(jobs)]
+    begun = time.perf_counter()
+    state, _ = steps(state, inputs, moment(0))
+    took = time.perf_counter() - begun
+    print(
+        f"{jobs} jobs, {hosts} hosts, {len(state.queue.classes)} demands; submitted in {took:.2f} s"
+    )
+
+    show("schedule() cold, every GPU free", milliseconds(lambda: schedule(state, moment(1)), 5))
+    plan = schedule(state, moment(1))
+    print(
+        f"{'':<46} {len(plan.assignments)} assignments, {len(plan.waiting)} jobs told why they wait"
+    )
+    compared: list[int] = []
+    naive = milliseconds(lambda: compared.append(baseline(state)), 1)
+    print(f"{'baseline, every job x host (extrapolated)':<46} {naive[0] * compared[0]:15.0f} ms")
+
+    while schedule(state, moment(1), 1).assignments:
+        state, _ = steps(state, (Place(limit=100_000, refresh=0),), moment(1))
+    show("schedule() with all GPUs held", milliseconds(lambda: schedule(state, moment(2)), 20))
+
+    whole, parts = [], []
+    runs = [job for job in state.jobs.values() if job.run is not None][:200]
+    for number, job in enumerate(runs):
+        assert job.run is not None
+        fact = RunExited(seq=1, t=0, outcome="completed")
+        now = moment(3 + number)
+        begun = time.perf_counter()
+        state, _ = steps(state, (FactArrived(job.run.host, job.id, 1, fact),), now)
+        middle = time.perf_counter()
+        schedule(state, now)
+        decided = time.perf_counter()
+        state, _ = steps(state, (Place(limit=256, refresh=0),), now)
+        parts.append((decided - middle) * 1000)
+        whole.append((time.perf_counter() - begun - (decided - middle)) * 1000)
+    show("schedule() after one job ended", parts)
+    show("event + schedule + assignment, as the loop does", whole)
+
+
+if __name__ == "__main__":
+    main(*(int(a) for a in sys.argv[1:]))
