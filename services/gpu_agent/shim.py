@@ -145,11 +145,7 @@ def begin(attempt_dir: str, launch: dict[str, Any]) -> list[int]:
 
 def record(attempt_dir: str, trainer: int) -> None:
     """Write `pid.json` with both processes."""
-    document = {
-        "shim": identity(os.getpid()),
-        "trainer": identity(trainer),
-        "boot_id": boot_id(),
-    }
+    document = {"shim": identity(os.getpid()), "trainer": identity(trainer), "boot_id": boot_id()}
     write_json(os.path.join(attempt_dir, "pid.json"), document)  # noqa: PTH118
 
 
@@ -225,12 +221,6 @@ def start(attempt_dir: str, ready: int, secrets: int | None) -> int:
         os.close(secrets)
     record(attempt_dir, trainer)
     report(ready, {"ok": True, "trainer": trainer, "shim": os.getpid(), "warm": False})
-    return keep(attempt_dir, trainer, locks, launch)
-
-
-def adopt(attempt_dir: str, trainer: int, locks: Sequence[int]) -> int:
-    """Keep a trainer that this process forked before it became this program."""
-    launch = read_launch(attempt_dir)
     return keep(attempt_dir, trainer, locks, launch)
 
 
@@ -400,7 +390,9 @@ def main(argv: Sequence[str]) -> int:
     if verb == "start":
         secrets = int(argv[4]) if len(argv) > 4 else None
         return start(attempt_dir, int(argv[3]), secrets)
-    return adopt(attempt_dir, int(argv[3]), [int(fd) for fd in argv[4].split(",")])
+    # adopt: this process forked the trainer before it became this program
+    locks = [int(fd) for fd in argv[4].split(",")]
+    return keep(attempt_dir, int(argv[3]), locks, read_launch(attempt_dir))
 
 
 if __name__ == "__main__":

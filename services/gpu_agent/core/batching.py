@@ -24,8 +24,8 @@ class Limits:
 
     count: int = 256
     bytes: int = 192 * 1024
-    age_seconds: float = 0.01
-    """A smaller batch leaves when its first item is this old."""
+    age_seconds: float = 0.0
+    """A smaller batch leaves when its first item is this old; 0: at once, what comes meanwhile makes the next one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,127 @@
+"""Tells the scheduler what is here and keeps the lease, by request and reply with its own deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.gpu_agent import shim
+from services.gpu_agent.inventory import Inventory
+from services.gpu_agent.layout import HostFiles
+from shared.bus.jetstream import Bus
+from shared.bus.port import BusError
+from shared.clock import Clock
+from shared.events import subjects
+from shared.events.calls import Heartbeat, HeartbeatReply, RunReport
+from shared.log import logger
+
+DEADLINE_SECONDS = 3.0
+DRIFT = 0.98
+IDENTITY_PATIENCE = 90.0
+"""Seconds: after a crash the scheduler may take the new agent for a second one until the old lease is over."""
+
+
+@dataclass
+class Standing:
+    """What the last answer said."""
+
+    drained: bool = False
+    forgotten: bool = False
+    ctl_epoch: str = ""
+    answered: bool = False
+    refused_since: float | None = None
+    """Boot time since when the scheduler says that another agent has this id."""
+
+
+@dataclass
+class HeartbeatLoop:
+    """One for an agent."""
+
+    host: str
+    instance: str
+    files: HostFiles
+    inventory: Inventory
+    clock: Clock
+    every: float
+    reports: Callable[[], tuple[RunReport, ...]]
+    changed: Callable[[], None]
+    """Called after each answer."""
+    standing: Standing = field(default_factory=Standing)
+
+    async def run(self, bus: Bus) -> None:
+        """Beat for ever."""
+        while True:
+            began = self.clock.boot()
+            await self.beat(bus)
+            await asyncio.sleep(max(0.1, self.every - (self.clock.boot() - began)))
+
+    async def beat(self, bus: Bus) -> bool:
+        """Send one heartbeat; tell whether it was answered."""
+        inventory = await asyncio.to_thread(self.inventory.read)
+        message = Heartbeat(
+            instance=self.instance,
+            boot_id=shim.boot_id(),
+            inventory=inventory,
+            runs=self.reports(),
+        )
+        sent = self.clock.boot()
+        try:
+            reply = await bus.request(
+                subjects.heartbeat(self.host), message, HeartbeatReply, timeout=DEADLINE_SECONDS
+            )
+        except BusError as error:
+            if self.standing.answered:
+                logger("heartbeat").warning("unanswered", error=type(error).__name__)
+            self.standing.answered = False
+            return False
+        if not self.standing.answered:
+            logger("heartbeat").info("answered", host=self.host)
+        self.take(reply, sent)
+        return True
+
+    def take(self, reply: HeartbeatReply, sent: float) -> None:
+        """Keep what the scheduler answered to the heartbeat that was sent at boot time `sent`."""
+        standing = self.standing
+        standing.answered = True
+        if reply.error == "identity_in_use":
+            standing.refused_since = standing.refused_since or sent
+            logger("heartbeat").error("identity_in_use", host=self.host)
+        elif reply.error == "forgotten":
+            if not standing.forgotten:
+                logger("heartbeat").error("forgotten", host=self.host)
+            standing.forgotten = True
+        else:
+            standing.refused_since = None
+            standing.forgotten = False
+            self._write_lease(sent, reply.lease_seconds)
+        standing.drained = reply.drained
+        standing.ctl_epoch = reply.ctl_epoch
+        self.changed()
+
+    @property
+    def is_usurped(self) -> bool:
+        """Tell whether another agent has had this host's id for so long that this one must leave."""
+        since = self.standing.refused_since
+        return since is not None and self.clock.boot() - since > IDENTITY_PATIENCE
+
+    @property
+    def accepts(self) -> bool:
+        """Tell whether new work may start here."""
+        standing = self.standing
+        return not (standing.drained or standing.forgotten or standing.refused_since is not None)
+
+    def _write_lease(self, sent: float, seconds: float) -> None:
+        """For the shims, counted from when the request left. Not fsynced: after a power cut no shim is there to read it."""
+        document = {
+            "renewed": sent,
+            "deadline": sent + seconds * DRIFT,
+            "boot_id": shim.boot_id(),
+        }
+        temporary = self.files.lease.with_suffix(".new")
+        try:
+            temporary.write_text(json.dumps(document))
+            temporary.replace(self.files.lease)
+        except OSError as error:
+            logger("heartbeat").error("lease_not_written", error=str(error))
