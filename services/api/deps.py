@@ -1,0 +1,80 @@
+"""What every route gets: the services passed to `create_app`, the language, the parsed body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from services.api.language import language
+from services.api.limits import PARSED
+from services.api.link import BusLink
+from services.api.monitoring.hub import Hub
+from services.api.observe import ApiMetrics
+from services.api.projections.runner import Projector
+from services.api.secrets.keyring import Keyring
+from services.api.settings import ApiSettings
+from shared.clock import Clock
+from shared.db import Database
+from shared.errors import FieldProblem, invalid
+from shared.jobs.reasons import Lang
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass
+class ApiServices:
+    """Everything that the api is made of; `create_app` and the background tasks share one."""
+
+    settings: ApiSettings
+    main: Database
+    telemetry: Database
+    link: BusLink
+    clock: Clock
+    keyring: Keyring
+    hub: Hub = field(default_factory=Hub)
+    """Committed frames on their way to live viewers."""
+    metrics: ApiMetrics = field(default_factory=ApiMetrics)
+    wake_outbox: Callable[[], None] = _nothing
+    """Called after a request was committed, so that it is published at once."""
+    projector: Projector | None = None
+    """The running `Projector`, once there is a bus."""
+
+
+def services_of(connection: HTTPConnection) -> ApiServices:
+    """Return the services of the app that serves this connection."""
+    found: ApiServices = connection.app.state.services
+    return found
+
+
+def lang_of(connection: HTTPConnection) -> Lang:
+    """Return the language of the client."""
+    return language(connection.headers.get("accept-language"))
+
+
+def body_of(connection: HTTPConnection) -> Any:
+    """Return the parsed JSON body. Raises TrainyardError 422 when there is none."""
+    if PARSED not in connection.scope:
+        raise invalid(
+            [
+                FieldProblem(
+                    "body",
+                    None,
+                    "The body is missing; send a JSON object.",
+                    "缺少请求体，请发送 JSON 对象。",
+                    None,
+                    "required",
+                )
+            ]
+        )
+    return connection.scope[PARSED]
+
+
+Services = Annotated[ApiServices, Depends(services_of)]
+Language = Annotated[Lang, Depends(lang_of)]
+JsonBody = Annotated[Any, Depends(body_of)]
