@@ -188,7 +188,9 @@ def _tokenizer(path: str, fallback: str | None) -> Any:
 
 def _merged(base: str, folder: Path, numbers: Numerics) -> Any:
     adapted = PeftModel.from_pretrained(_causal_lm(base, numbers), str(folder))
-    return adapted.merge_and_unload()
+    merged = adapted.merge_and_unload()
+    merged.requires_grad_(True)  # peft leaves the base frozen
+    return merged
 
 
 def _merged_on_disk(

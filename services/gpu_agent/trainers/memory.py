@@ -12,6 +12,7 @@ WARN_AT = 0.90
 CLEAR_AT = 0.85
 CHECK_SECONDS = 5.0
 
+GIB = 1 << 30
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -73,7 +74,7 @@ class MemoryWatch:
                 self._warned.add(use.what)
                 sentences.append(
                     f"High memory usage: {use.fraction:.0%} of {use.what} "
-                    f"({use.used / 2**30:.1f} of {use.total / 2**30:.1f} GiB). "
+                    f"({use.used / GIB:.1f} of {use.total / GIB:.1f} GiB). "
                     "If it runs out: smaller batch_size, shorter context_length, or LoRA."
                 )
             elif use.fraction < CLEAR_AT:

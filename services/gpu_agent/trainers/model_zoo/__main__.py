@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         sys.stdout.write(make(options.kind, options.out.expanduser().resolve()) + "\n")
     except Exception as error:  # noqa: BLE001 - a command says what is wrong in one line
