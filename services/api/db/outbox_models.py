@@ -37,5 +37,5 @@ class RequestRow(MainTable, table=True):
     type: str = Field(max_length=64)
     body: dict[str, Any] = Field(sa_type=JsonType)
     at: datetime = Field(sa_type=UtcTime)
-    epoch: str | None = Field(default=None, max_length=64)
+    epoch: str | None = Field(default=None, max_length=200)
     """Life of the stream in which it was last confirmed; None: not published yet."""

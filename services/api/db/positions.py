@@ -27,7 +27,7 @@ def projection_position_table(metadata: MetaData) -> Table:
         TABLE,
         metadata,
         Column("stream", String(64), primary_key=True),
-        Column("epoch", String(64), nullable=True),
+        Column("epoch", String(200), nullable=True),
         Column("last_seq", BigInteger, nullable=False),
     )
 

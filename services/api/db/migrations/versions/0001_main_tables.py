@@ -137,7 +137,7 @@ def upgrade() -> None:
     op.create_table(
         "projection_position",
         sa.Column("stream", sa.String(length=64), nullable=False),
-        sa.Column("epoch", sa.String(length=64), nullable=True),
+        sa.Column("epoch", sa.String(length=200), nullable=True),
         sa.Column("last_seq", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("stream", name="pk_projection_position"),
     )
@@ -150,7 +150,7 @@ def upgrade() -> None:
         sa.Column("type", sa.String(length=64), nullable=False),
         sa.Column("body", _JSON, nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("epoch", sa.String(length=64), nullable=True),
+        sa.Column("epoch", sa.String(length=200), nullable=True),
         sa.PrimaryKeyConstraint("position", name="pk_request"),
     )
     with op.batch_alter_table("request", schema=None) as batch_op:
