@@ -114,7 +114,10 @@ class Database:
                     stopping = True
                     break
                 group.append(item)
-            self._commit(group)
+            # A caller that was cancelled meanwhile wants no write; one that is cancelled from here on gets it.
+            wanted = [item for item in group if item.done.set_running_or_notify_cancel()]
+            if wanted:
+                self._commit(wanted)
 
     def _commit(self, group: list[_Write]) -> None:
         """Commit all of `group` in one transaction; when the commit itself fails, fail them all."""
