@@ -103,7 +103,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     """A TRAINYARD_HOME of its own."""
     folder = tmp_path / "home"
     folder.mkdir()
-    yield folder
+    return folder
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ class Subscription:
     handler: MessageHandler
     queue: str = ""
     live: NatsSubscription | None = None
+    client: Client | None = None
     denied: bool = False
 
 
@@ -72,6 +73,7 @@ class Connection:
     generation: int = 0
     """One higher with each link; consumers made on an older one may be gone."""
     _client: Client | None = None
+    _closing: bool = False
     _inbox: str = ""
     _subscriptions: set[Subscription] = field(default_factory=set)
     _pending: dict[str, _Pending] = field(default_factory=dict)
@@ -143,10 +145,13 @@ class Connection:
 
     async def close(self) -> None:
         """Close for good; what is in flight fails."""
+        self._closing = True
         self._up.clear()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            # Again and again: `asyncio.wait_for` inside nats-py may swallow a cancellation (Python 3.11).
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=0.5)
         client, self._client = self._client, None
         if client is not None:
             await _discard(client)
@@ -231,9 +236,10 @@ class Connection:
         client = self._client
         if client is not None and self.is_connected:
             try:
-                await self._attach(client, subscription)
-                await client.flush(timeout=5)
-            except (OSError, nats_errors.Error, TimeoutError) as error:
+                if subscription.client is not client:
+                    await self._attach(client, subscription)
+                await self._barrier(client)
+            except (OSError, nats_errors.Error, TimeoutError, LinkLost) as error:
                 if self.is_connected:
                     self._subscriptions.discard(subscription)
                     raise BusUnavailable(f"could not subscribe to {subject}: {error}") from error
@@ -243,12 +249,14 @@ class Connection:
         return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:
-        """Stop listening; harmless when the link is gone."""
+        """Stop listening; the broker knows when this returns. Harmless when the link is gone."""
         self._subscriptions.discard(subscription)
         live, subscription.live = subscription.live, None
-        if live is not None:
-            with contextlib.suppress(OSError, nats_errors.Error):
+        client = subscription.client
+        if live is not None and client is not None and client.is_connected:
+            with contextlib.suppress(OSError, nats_errors.Error, TimeoutError, LinkLost):
                 await live.unsubscribe()
+                await self._barrier(client)
 
     # the life of a link
 
@@ -259,11 +267,14 @@ class Connection:
             context = ssl.create_default_context(cafile=str(self.config.tls_ca))
         self._down = down = asyncio.Event()
         client = Client()
+        cause: Exception | None = None
 
         async def closed() -> None:
             down.set()
 
         async def failed(error: Exception) -> None:
+            nonlocal cause
+            cause = error
             self._on_error(error)
 
         try:
@@ -273,6 +284,9 @@ class Connection:
                 nkeys_seed_str=self.config.seed,
                 inbox_prefix=self.config.inbox_prefix,
                 allow_reconnect=False,
+                # Two tries without a pause; the pauses are ours.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
                 connect_timeout=5,
                 ping_interval=10,
                 max_outstanding_pings=2,
@@ -283,14 +297,23 @@ class Connection:
             )
             self._inbox = self.new_inbox()
             await client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
-            for subscription in list(self._subscriptions):
-                await self._attach(client, subscription)
-            await client.flush(timeout=5)
+            await self._barrier(client)
+            # Some may be added while others are attached; nothing awaits between the last look and `_up`.
+            while missing := [s for s in self._subscriptions if s.client is not client]:
+                for subscription in missing:
+                    await self._attach(client, subscription)
+                await self._barrier(client)
             if not client.is_connected:
                 raise nats_errors.ConnectionClosedError
+        except nats_errors.NoServersError as error:
+            await _discard(client)
+            raise OSError(str(cause)) from error
         except BaseException:
             await _discard(client)
             raise
+        if self._closing:
+            await _discard(client)
+            return
         self._client = client
         self.generation += 1
         self._up.set()
@@ -298,6 +321,7 @@ class Connection:
 
     async def _attach(self, client: Client, subscription: Subscription) -> None:
         subscription.denied = False
+        subscription.client = client
         subscription.live = await client.subscribe(
             subscription.subject,
             queue=subscription.queue,
@@ -305,10 +329,30 @@ class Connection:
             pending_msgs_limit=PENDING_MESSAGES,
             pending_bytes_limit=PENDING_BYTES,
         )
+        if subscription not in self._subscriptions:
+            await subscription.live.unsubscribe()
+
+    async def _barrier(self, client: Client) -> None:
+        """Return when the broker has handled all that was sent, and we have seen its complaints about it.
+
+        A message to ourselves: nats-py's `flush` sends its PING ahead of what is still buffered, and when it is
+        cancelled or times out, the late PONG ends the client's read loop.
+        """
+        token = str(next(self._tokens))
+        subject = f"{self._inbox}.{token}"
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self._pending.pop(token, None))
+        self._pending[token] = _Pending(subject, answer)
+        try:
+            await client.publish(subject, b"")
+            async with asyncio.timeout(5):
+                await answer
+        finally:
+            answer.cancel()
 
     async def _supervise(self) -> None:
         log = logger("bus")
-        while True:
+        while not self._closing:
             await self._wait_lost()
             self._up.clear()
             self._fail_pending()
@@ -318,6 +362,8 @@ class Connection:
                 await _discard(self._client)
             last = ""
             for delay in _backoff():
+                if self._closing:
+                    return
                 try:
                     await self._link()
                     break
@@ -331,8 +377,12 @@ class Connection:
                 self._spawn(_guarded(callback))
 
     async def _wait_lost(self) -> None:
-        # `closed_cb` comes only after the socket has closed, which a black-holed link may never do.
+        # `closed_cb` comes only after the socket has closed, which a black-holed link may never do; and an
+        # unexpected error ends the read loop without closing anything.
         while self._client is not None and not self._client.is_closed:
+            reading = getattr(self._client, "_reading_task", None)
+            if reading is not None and reading.done():
+                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._down.wait()
@@ -363,7 +413,7 @@ class Connection:
         """Give a permission violation to whoever caused it: the broker reports it apart from any request."""
         found = _PERMISSION.search(str(error))
         if found is None:
-            if self._up.is_set() and not isinstance(error, nats_errors.UnexpectedEOF):
+            if self._up.is_set() and not isinstance(error, (nats_errors.UnexpectedEOF, OSError)):
                 logger("bus").warning("bus_error", name=self.config.name, error=str(error)[:300])
             return
         kind, subject = found.group(1).lower(), found.group(2).lower()

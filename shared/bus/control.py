@@ -66,7 +66,8 @@ class ControlBucket:
 
     async def epoch(self, timeout: float = 5.0) -> str:
         """Return the epoch of the bucket; another one means that it was made anew and is empty."""
-        return wire.epoch_of(await wire.stream_info(self._connection, CONTROL_STREAM, timeout))
+        info = await wire.stream_info(self._connection, CONTROL_STREAM, timeout)
+        return wire.epoch_of(self._connection, info)
 
     async def entries(self, prefix: str = "", timeout: float = 5.0) -> dict[str, bytes]:
         """Return every key at or below `prefix` with its value, as of one moment.

@@ -102,7 +102,6 @@ class EmbeddedBroker:
             write_atomically(self.home / "nats" / name, text)
 
     def _server_config(self) -> str:
-        # JSON strings are valid in this format and quote any path.
         return f"""\
 # Written by Trainyard at each start; changes are lost.
 server_name: "trainyard"
@@ -112,12 +111,12 @@ max_connections: 4096
 ping_interval: "20s"
 ping_max: 2
 write_deadline: "10s"
-pid_file: {json.dumps(str(self.pid_file))}
-log_file: {json.dumps(str(self.log_file))}
+pid_file: {_quoted(self.pid_file)}
+log_file: {_quoted(self.log_file)}
 logfile_size_limit: {16 * 1024 * 1024}
 logfile_max_num: 3
 jetstream {{
-  store_dir: {json.dumps(str(self.home / "nats" / "store"))}
+  store_dir: {_quoted(self.home / "nats" / "store")}
   sync_interval: always
   max_memory_store: {64 * 1024 * 1024}
   max_file_store: {(self.store_mib + STORE_MARGIN_MIB) * 1024 * 1024}
@@ -129,6 +128,11 @@ include "users.conf"
         with contextlib.suppress(OSError):
             return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-10:])
         return "(no log)"
+
+
+def _quoted(path: Path) -> str:
+    """Return `path` as a string of the broker's configuration format: JSON's, but for its \\u escapes."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 async def reload_permissions(home: Path, url: str | None = None, timeout: float = 10) -> None:

@@ -120,7 +120,8 @@ class Bus:
 
     async def stream_state(self, stream: str, timeout: float = 5) -> StreamState:
         """Return epoch and bounds of `stream`. Raises StreamMissing, BusUnavailable, PermissionDenied."""
-        return wire.state_of(await wire.stream_info(self.connection, stream, timeout))
+        info = await wire.stream_info(self.connection, stream, timeout)
+        return wire.state_of(self.connection, info)
 
     async def reader(
         self,

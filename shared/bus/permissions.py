@@ -13,7 +13,7 @@ SYSTEM = "sys"
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Allow-lists of one identity; everything else is refused."""
+    """Allow-lists of one identity; everything else is refused. Its own inbox stands in both (see `Connection`)."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
@@ -56,6 +56,7 @@ def of_service(role: str) -> Permissions:
     return {
         "api": Permissions(
             publish=(
+                f"{inbox('api')}.>",
                 "req.>",
                 "alert.>",
                 "cmd.>",
@@ -81,6 +82,7 @@ def of_service(role: str) -> Permissions:
         ),
         "scheduler": Permissions(
             publish=(
+                f"{inbox('scheduler')}.>",
                 "job.*",
                 "host.*",
                 f"{CONTROL_SUBJECT}.>",
@@ -92,11 +94,11 @@ def of_service(role: str) -> Permissions:
             answers=True,
         ),
         "reward": Permissions(
-            publish=("rw.>", "$JS.API.STREAM.INFO.REWARD"),
+            publish=(f"{inbox('reward')}.>", "rw.>", "$JS.API.STREAM.INFO.REWARD"),
             subscribe=(f"{inbox('reward')}.>",),
         ),
         "up": Permissions(
-            publish=("$JS.API.STREAM.INFO.*",),
+            publish=(f"{inbox('up')}.>", "$JS.API.STREAM.INFO.*"),
             subscribe=(f"{inbox('up')}.>",),
         ),
     }[role]
@@ -106,6 +108,7 @@ def of_host(host: str) -> Permissions:
     """Return what the agent of `host` may do: state facts of its own host and read its own desired states."""
     return Permissions(
         publish=(
+            f"{inbox(host)}.>",
             f"run.{host}.>",
             f"met.{host}.>",
             f"log.{host}.>",

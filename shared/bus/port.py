@@ -110,7 +110,11 @@ class PubAck:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """What a stream holds. Another `epoch` means that it was made anew and sequences started over."""
+    """What a stream holds. Another `epoch` means that sequence numbers may name other messages than before.
+
+    It changes when the stream was made anew; for METRICS, LOGS and SAMPLES also with each start of the broker,
+    which may have lost acknowledged messages of theirs: writers send again what is unconfirmed.
+    """
 
     name: str
     epoch: str

@@ -64,7 +64,8 @@ class Reader:
         """Return up to `max_messages`, as soon as there is one; [] when none came in `timeout` seconds.
 
         Raises StreamReset (open a new reader), StreamMissing, PermissionDenied, and BusUnavailable when the
-        broker is away: call again later, nothing is skipped.
+        broker is away: call again later, nothing is skipped. A reader of METRICS, LOGS or SAMPLES is reset by each
+        restart of the broker (see `wire.epoch_of`).
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -132,7 +133,7 @@ class Reader:
         except BusError:
             self._consumer = None
             raise
-        state = wire.state_of(info)
+        state = wire.state_of(self._connection, info)
         if self.epoch is None:
             self.epoch = state.epoch
         if state.epoch != self.epoch or state.last_seq < self._position:

@@ -90,17 +90,25 @@ async def stream_info(
     return await call(connection, f"STREAM.INFO.{stream}", stream=stream, timeout=timeout)
 
 
-def epoch_of(info: Mapping[str, Any]) -> str:
-    """Return the epoch: the moment at which the stream was made, which survives restarts and updates."""
-    return str(info["created"])
+def epoch_of(connection: Connection, info: Mapping[str, Any]) -> str:
+    """Return the epoch: when the stream was made, which survives restarts and updates.
+
+    A stream with `persist_mode` async may lose what it acknowledged when its broker dies, and then gives the same
+    sequence numbers to other messages. Its epoch therefore also names the broker process: after each restart of
+    the broker, readers start over and writers send again what is not confirmed.
+    """
+    created = str(info["created"])
+    if info["config"].get("persist_mode") == "async":
+        return f"{created}/{connection.server_id}"
+    return created
 
 
-def state_of(info: Mapping[str, Any]) -> StreamState:
+def state_of(connection: Connection, info: Mapping[str, Any]) -> StreamState:
     """Return the state part of a STREAM.INFO answer."""
     state = info["state"]
     return StreamState(
         name=str(info["config"]["name"]),
-        epoch=epoch_of(info),
+        epoch=epoch_of(connection, info),
         first_seq=int(state["first_seq"]),
         last_seq=int(state["last_seq"]),
         messages=int(state["messages"]),
