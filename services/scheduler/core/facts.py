@@ -24,6 +24,9 @@ from shared.jobs.lifecycle import Bilingual, Change
 from shared.jobs.reasons import Reason
 from shared.jobs.status import JobStatus
 
+TOMBSTONES = 64
+"""Deleted checkpoints remembered, so that a repeated fact does not bring one back."""
+
 
 def fold(draft: Draft, arrived: FactArrived) -> None:
     """Apply one fact, or count why it does not count."""
@@ -139,13 +142,13 @@ def _keep_checkpoint(
         return
     checkpoint = _checkpoint(draft, host_id, attempt, fact)
     others = [c for c in job.checkpoints if c not in same]
-    if checkpoint.best or checkpoint.last:
-        others = [
-            replace(c, best=c.best and not checkpoint.best, last=c.last and not checkpoint.last)
-            for c in others
-        ]
     draft.decide(CheckpointSaved(job.id, checkpoint))
-    job = replace(job, checkpoints=(*others, checkpoint))
+    kept = [_outshone(c, checkpoint) for c in others]
+    for before, after in zip(others, kept, strict=True):
+        if before != after:
+            draft.decide(CheckpointSaved(job.id, after))
+    gone = [c for c in kept if c.deleted][:-TOMBSTONES]
+    job = replace(job, checkpoints=(*(c for c in kept if c not in gone), checkpoint))
     if not fact.deleted and fact.step > (job.state.last_step or 0):
         job = replace(job, setbacks=0)
     newest = resumable(job)
@@ -155,6 +158,11 @@ def _keep_checkpoint(
         return
     change = Change.UPDATED if job.is_ended else Change.CHECKPOINTED
     draft.change(job, change, last_step=last_step, checkpoint_dir=checkpoint.folder)
+
+
+def _outshone(old: Checkpoint, new: Checkpoint) -> Checkpoint:
+    """Return an older checkpoint without the marks that a newer one took over."""
+    return replace(old, best=old.best and not new.best, last=old.last and not new.last)
 
 
 def _has_step_zero(job: Job) -> bool:

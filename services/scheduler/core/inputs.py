@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.events.calls import Heartbeat
-from shared.events.requests import HostRequest, JobRequest
+from shared.events.requests import HostRequest, JobRequest, JobSubmitRequested
 from shared.events.run import RunFact
 
 
@@ -66,3 +66,15 @@ def names(one: Input) -> tuple[str, ...]:
     if isinstance(one, Beat):
         return tuple(report.job for report in one.heartbeat.runs)
     return ()
+
+
+def mentioned(one: Input) -> tuple[str, ...]:
+    """Return the jobs that a new job's configuration names, read leniently: only to have them in memory."""
+    if not isinstance(one, RequestArrived) or not isinstance(one.request, JobSubmitRequested):
+        return ()
+    config = one.request.config
+    found = config.get("depends_on")
+    jobs = [j for j in found if isinstance(j, str)] if isinstance(found, list | tuple) else []
+    texts = (value for value in config.values() if isinstance(value, str))
+    jobs += [t[4:].partition("@")[0].lower() for t in texts if t.startswith("job:")]
+    return tuple(jobs)

@@ -1,0 +1,109 @@
+"""Rows to core values and back; pydantic reads and writes the dataclasses, so a field is named once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from services.scheduler.core.decisions import DesiredSet
+from services.scheduler.core.state import Checkpoint, Host, Job, Moment
+from services.scheduler.models import CheckpointRow, HostRow, JobRow
+from shared.events.calls import ControlEntry
+from shared.events.requests import JobRequest
+
+_JOB: TypeAdapter[Job] = TypeAdapter(Job)
+_HOST: TypeAdapter[Host] = TypeAdapter(Host)
+REQUEST: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
+_HOST_APART = {"seen", "runs", "stops"}
+"""Kept elsewhere: the time in a column of its own, runs with their jobs, stops in the desired states."""
+
+
+def job_row(job: Job) -> dict[str, Any]:
+    """Return the row of a job; its checkpoints have rows of their own."""
+    state = job.state
+    data = _JOB.dump_json(job, exclude={"state", "checkpoints"}).decode()
+    return {
+        "id": job.id,
+        "order_n": job.order,
+        "status": state.status.value,
+        "ended": job.is_ended,
+        "finished_at": state.finished_at.timestamp() if state.finished_at else None,
+        "state": state.model_dump_json(),
+        "data": data,
+    }
+
+
+def job_of(row: JobRow, checkpoints: Iterable[CheckpointRow]) -> Job:
+    """Return the job of its rows. A boot-clock second means nothing after a restart, so none is kept."""
+    data = json.loads(row.data)
+    if data.get("run"):
+        data["run"]["missing_since"] = None
+    data["state"] = json.loads(row.state)
+    data["checkpoints"] = [_checkpoint_fields(c) for c in checkpoints]
+    return _JOB.validate_json(json.dumps(data))
+
+
+def checkpoint_row(job: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the row of a checkpoint."""
+    return {
+        "job": job,
+        "host": checkpoint.host,
+        "step": checkpoint.step,
+        "attempt": checkpoint.attempt,
+        "seq": checkpoint.seq,
+        "path": checkpoint.path,
+        "kind": checkpoint.kind,
+        "best": checkpoint.best,
+        "last": checkpoint.last,
+        "deleted": checkpoint.deleted,
+        "shared_root": checkpoint.shared_root,
+        "manifest_hash": checkpoint.manifest_hash,
+        "size_bytes": checkpoint.size_bytes,
+        "metrics": json.dumps(list(checkpoint.metrics)),
+    }
+
+
+def host_row(host: Host) -> dict[str, Any]:
+    """Return the row of a host."""
+    data = _HOST.dump_json(host, exclude=_HOST_APART).decode()
+    seen = host.seen.wall.timestamp() if host.seen else None
+    return {"id": host.id, "data": data, "last_seen": seen}
+
+
+def host_of(row: HostRow, now: Moment) -> Host:
+    """Return the host of its row, its lease counted from `now`: a restart must not make a host silent."""
+    data = json.loads(row.data)
+    data["boot_seen"] = now.boot
+    if row.last_seen is not None:
+        wall = datetime.fromtimestamp(row.last_seen, UTC)
+        data["seen"] = {"wall": wall.isoformat(), "boot": now.boot}
+    return _HOST.validate_json(json.dumps(data))
+
+
+def desired_entry(decision: DesiredSet, config: dict[str, Any]) -> ControlEntry:
+    """Return what is written for the host; its epoch is filled in when that is done."""
+    return ControlEntry.model_validate(
+        {
+            "epoch": "",
+            "job": decision.job,
+            "attempt": decision.attempt,
+            "desired": decision.desired,
+            "stop_mode": decision.stop_mode,
+            "config": {**config, **decision.resolved},
+            "model_path": decision.model_path,
+            "resume": decision.resume,
+            "gpus": decision.gpus,
+            "gpu_uuids": decision.gpu_uuids,
+            "secret_names": decision.secret_names,
+            "disconnect_policy": decision.disconnect_policy,
+            "stop_after_seconds": decision.stop_after_seconds,
+        }
+    )
+
+
+def _checkpoint_fields(row: CheckpointRow) -> dict[str, Any]:
+    return {**row.model_dump(exclude={"job"}), "metrics": json.loads(row.metrics)}
