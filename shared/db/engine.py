@@ -89,6 +89,8 @@ class Database:
             try:
                 return work(session)
             finally:
+                # A rollback expires what it finds in the session: rows that `work` returns must stay readable.
+                session.expunge_all()
                 session.rollback()
 
     def close(self) -> None:
