@@ -62,25 +62,22 @@ class Background:
     async def _join_bus(self) -> None:
         bus = await self._connected()
         bus.on_reconnect(self._on_reconnect)
-        while True:
+        while self._services.projector is None:
             try:
                 await ensure_streams(bus)
+                self._services.projector = await self._projecting(bus)
                 await bus.serve(SECRET_PATTERN, SecretDesk(self._services).answer)
-                projector = Projector(
-                    bus,
-                    self._services.main,
-                    self._services.telemetry,
-                    self._services.clock,
-                    self._services.hub,
-                )
-                await projector.start()
-                break
             except (BusError, DatabaseBusy) as refused:
                 LOG.warning("streams_not_ready", error=str(refused)[:300])
                 await asyncio.sleep(RETRY_SECONDS)
-        self._services.projector = projector
         self._relay.wake()
         LOG.info("bus_joined")
+
+    async def _projecting(self, bus: Bus) -> Projector:
+        services = self._services
+        projector = Projector(bus, services.main, services.telemetry, services.clock, services.hub)
+        await projector.start()
+        return projector
 
     async def _connected(self) -> Bus:
         """Return the bus; tries for ever, since jobs are accepted meanwhile and `/readyz` says what lacks."""

@@ -13,6 +13,8 @@ from services.api.telemetry.latest import Latest
 from shared.jobs.lifecycle import JobState
 from shared.jobs.reasons import REASONS, Lang, Reason
 from shared.jobs.status import JobStatus
+from shared.specs import SPECS
+from shared.specs.parameters import described
 
 _NOT_SEEN = {
     "en": "Accepted; the scheduler will place it.",
@@ -93,10 +95,27 @@ def event_read(row: JobEventRow, lang: Lang, labels: Mapping[str, str]) -> JobEv
 
 
 def clone_body(row: JobRow) -> dict[str, Any]:
-    """Return a body for `POST /api/v1/jobs/` with the job's values; secrets are left out."""
-    body = {k: v for k, v in row.config.items() if k != "secrets" and v is not None}
+    """Return a body for `POST /api/v1/jobs/` with the job's values; secrets are left out.
+
+    Values that are the default anyway are left out too: some belong to a choice that was not made, and giving them
+    without it is refused.
+    """
+    model = next((m for name, m in SPECS.items() if name == row.algorithm), None)
+    known = described(model) if model else {}
+    kept = {
+        name: value
+        for name, value in row.config.items()
+        if name in known and not known[name].secret and value is not None
+    }
+    body = {n: v for n, v in kept.items() if known[n].required or v != known[n].default}
     name = f"{row.name[:190]} (copy)"
-    return {**body, "name": name, "description": row.description, "tags": list(row.tags)}
+    return {
+        **body,
+        "algorithm": row.algorithm,
+        "name": name,
+        "description": row.description,
+        "tags": list(row.tags),
+    }
 
 
 def _stop(state: JobState | None, pending: AbstractSet[Action]) -> str | None:
