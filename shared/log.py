@@ -49,5 +49,5 @@ def configure(service: str, level: str = "INFO") -> None:
 
 
 def logger(name: str) -> Any:
-    """Return a logger whose lines carry `logger=name`."""
-    return structlog.get_logger().bind(logger=name)
+    """Return a logger whose lines carry `component=name`; it takes its settings when it is first used, not here."""
+    return structlog.get_logger(component=name)
