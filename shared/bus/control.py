@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from shared.bus import wire
-from shared.bus.connection import Connection, Msg, Subscription, status
+from shared.bus.connection import Connection
+from shared.bus.link import Msg, Subscription, status
 from shared.bus.port import (
     BusError,
     BusUnavailable,

@@ -11,8 +11,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from shared.bus import wire
-from shared.bus.connection import Connection, Msg, Subscription
+from shared.bus.connection import Connection
 from shared.bus.control import ControlBucket
+from shared.bus.link import Msg, Subscription
 from shared.bus.port import (
     BusConfig,
     BusError,

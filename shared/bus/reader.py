@@ -14,7 +14,8 @@ from collections import deque
 from typing import Any
 
 from shared.bus import wire
-from shared.bus.connection import Connection, Msg, Subscription, status
+from shared.bus.connection import Connection
+from shared.bus.link import Msg, Subscription, status
 from shared.bus.port import BusError, BusMessage, BusUnavailable, StreamReset
 from shared.log import logger
 

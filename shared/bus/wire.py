@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from shared.bus.connection import Connection, LinkLost, Msg
+from shared.bus.connection import Connection
+from shared.bus.link import LinkLost, Msg
 from shared.bus.port import (
     BusError,
     BusUnavailable,

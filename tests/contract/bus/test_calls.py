@@ -48,7 +48,7 @@ async def test_a_slow_answer_ends_at_the_deadline_of_the_caller(bus_for) -> None
     with pytest.raises(RequestTimeout):
         await agent.request("ack.box1", QUERY, AckReply, timeout=0.2)
     assert time.monotonic() - start < 1
-    assert not agent.connection._pending
+    assert agent.connection.in_flight == 0
     await served.close()
 
 

@@ -71,7 +71,7 @@ async def test_a_watch_gives_all_keys_then_changes(bus_for, streams) -> None:
     await ctl.delete("box1.j1")
     await eventually(lambda: seen.now == {"box1.j2": 3})
     await watch.close()
-    assert not agent.connection._subscriptions
+    assert not agent.connection.subscriptions
 
 
 async def test_a_watch_survives_a_restart_and_learns_what_it_missed(
@@ -83,19 +83,19 @@ async def test_a_watch_survives_a_restart_and_learns_what_it_missed(
     await ctl.put("box1.kept", {"n": 1})
     await agent.control().watch("box1", seen)
     # Hold the agent's link down while the state changes, as a broken network would.
-    link = agent.connection._link
+    link = agent.connection._relink
 
     async def no_link() -> None:
         raise OSError("no route")
 
-    agent.connection._link = no_link
+    agent.connection._relink = no_link
     await broker.restart()
     await scheduler.connection.wait_connected(10)
     await ctl.delete("box1.gone")
     await ctl.put("box1.kept", {"n": 2})
     await ctl.put("box1.new", {"n": 3})
     assert seen.now == {"box1.gone": 0, "box1.kept": 1}
-    agent.connection._link = link
+    agent.connection._relink = link
     await eventually(lambda: seen.now == {"box1.kept": 2, "box1.new": 3}, timeout=15)
     await ctl.put("box1.new", {"n": 4})
     await eventually(lambda: seen.now["box1.new"] == 4)

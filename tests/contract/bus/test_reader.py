@@ -261,9 +261,9 @@ async def test_a_reader_keeps_one_subscription_and_leaves_none_behind(
     for n in range(1, 30):
         await publish(agent, [fact(n)])
         assert await read(reader, 1) == [n]
-    assert len(api.connection._subscriptions) == 1
+    assert len(api.connection.subscriptions) == 1
     await reader.close()
-    assert not api.connection._subscriptions
+    assert not api.connection.subscriptions
     info = await wire.stream_info(api.connection, "RUNS")
     assert info["state"]["consumer_count"] == 0
     with pytest.raises(BusUnavailable):
