@@ -5,18 +5,20 @@ The result is a function of this code, the texts beside it and the seeds, byte f
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scripts.datasets import arithmetic, sales
 
 SEED = 20261122
-Rows = list[dict[str, object]]
 
 
 def files() -> Iterator[tuple[str, str]]:
     """(file name, content) of every data file."""
-    for name, table in [*arithmetic.rows(SEED), *sales.rows(SEED)]:
+    tables: list[tuple[str, Sequence[Mapping[str, object]]]] = []
+    tables += arithmetic.rows(SEED)
+    tables += sales.rows(SEED)
+    for name, table in tables:
         if name.endswith(".json"):
             yield (
                 name,

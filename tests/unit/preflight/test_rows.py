@@ -254,7 +254,7 @@ def test_damaged_parquet_pages_end_with_a_finding(tmp_path: Path) -> None:
 
 
 FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 SNIPPETS = st.lists(
     st.one_of(
@@ -338,7 +338,7 @@ JSON: Any = st.recursive(
 )
 
 
-@settings(FUZZ, max_examples=120)
+@settings(FUZZ, max_examples=60)
 @given(
     table=st.lists(
         st.dictionaries(
