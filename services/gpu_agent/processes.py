@@ -107,8 +107,8 @@ def holders(path: Path) -> set[int]:
         return set()
     found: set[int] = set()
     for entry in _pids():
-        with contextlib.suppress(OSError):
-            for descriptor in os.scandir(f"/proc/{entry}/fd"):
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{entry}/fd") as descriptors:
+            for descriptor in descriptors:
                 with contextlib.suppress(OSError):
                     opened = os.stat(descriptor.path)  # noqa: PTH116 - follows the link in /proc
                     if (opened.st_dev, opened.st_ino) == (wanted.st_dev, wanted.st_ino):
