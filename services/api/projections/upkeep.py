@@ -19,6 +19,7 @@ from shared.clock import Clock
 from shared.db import Database
 
 TICK_SECONDS = 0.25
+PURGE_SECONDS = 5.0
 PURGED = ("METRICS", "LOGS", "SAMPLES")
 """Streams whose messages are dropped once they are stored: the rows are the only copy wanted."""
 
@@ -66,7 +67,7 @@ class Upkeep:
         work: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
             ("empty", 1.0, self._empty),
             ("heads", 2.0, self._look),
-            ("purge", 5.0, self._purge),
+            ("purge", PURGE_SECONDS, self._purge),
             ("trim", 60.0, self._trim),
         ]
         for name, seconds, action in work:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlmodel import Session
 
 from services.api.telemetry import tables
-from services.api.telemetry.chunks import Floats, floats, integers, series_of_lines
+from services.api.telemetry.chunks import Floats, floats, series_of_lines
 from services.api.telemetry.downsample import pick
 from services.api.telemetry.records import nonfinite_name
 
@@ -170,7 +170,7 @@ def _load(
         select(tables.metric_line).where(line.job_id == job_id).order_by(line.seq)
     ).mappings()
     tail = series_of_lines(lines, frozenset(names))
-    columns = [c.name, c.attempt, c.step, c.value, c.seq]
+    columns = [c.name, c.attempt, c.last_seq, c.step, c.value]
     if query.x != "step":
         columns.append(c[query.x])
     chunks = select(*columns).where(c.job_id == job_id)
@@ -187,7 +187,7 @@ def _load(
         x = step if query.x == "step" else floats(row[query.x])
         part = Part(row["attempt"], step, x, floats(row["value"]))
         found.setdefault(row["name"], []).append(part)
-        sealed[row["name"], row["attempt"]] = int(integers(row["seq"])[-1])
+        sealed[row["name"], row["attempt"]] = row["last_seq"]
     for (name, attempt), points in tail.items():
         start = int(np.searchsorted(points.seq, sealed.get((name, attempt), -1), side="right"))
         rest = points.part(start, len(points))

@@ -19,7 +19,7 @@ def upgrade() -> None:
     op.create_table(
         "projection_position",
         sa.Column("stream", sa.String(64), primary_key=True),
-        sa.Column("epoch", sa.String(64), nullable=True),
+        sa.Column("epoch", sa.String(200), nullable=True),
         sa.Column("last_seq", sa.BigInteger, nullable=False),
     )
     op.create_table(
