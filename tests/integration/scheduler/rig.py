@@ -128,7 +128,7 @@ class HostActor:
         while True:
             try:
                 return await self.bus.request(
-                    subjects.heartbeat(self.host), heartbeat, HeartbeatReply, timeout=3
+                    subjects.heartbeat(self.host), heartbeat, HeartbeatReply, timeout=0.5
                 )
             except BusUnavailable:
                 if asyncio.get_running_loop().time() > deadline:
@@ -200,6 +200,8 @@ class Feed:
                     _, event = decode(message.headers, message.data)
                     assert isinstance(event, JobEventBase)
                     found.append((event.change.value, event.state))
+                if reader.pending == 0:
+                    break
         finally:
             await reader.close()
         return found
