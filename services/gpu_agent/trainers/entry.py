@@ -141,9 +141,7 @@ def _report(attempt_dir: Path, result: RunResult) -> int:
         if result.traceback and result.reason is Reason.CODE_ERROR:
             sys.stdout.flush()
             write_line("ERROR", result.traceback.rstrip())
-        text = REASONS[result.reason or Reason.CODE_ERROR]
-        detail = f" ({result.message})" if result.message and result.message != text.en else ""
-        write_line("ERROR", f"{text.en.removesuffix('.')}{detail}. {text.hint_en}".rstrip())
+        write_line("ERROR", _error_line(result))
     else:
         cause = f" ({result.stop_cause})" if result.stop_cause else ""
         write_line(
@@ -155,6 +153,17 @@ def _report(attempt_dir: Path, result: RunResult) -> int:
         write_line("ERROR", f"The result could not be written: {error}")
         return 1
     return 1 if result.outcome == "failed" else 0
+
+
+def _error_line(result: RunResult) -> str:
+    """What went wrong, in the words of the library where it has some, and what to do about it."""
+    text = REASONS[result.reason or Reason.CODE_ERROR]
+    said = result.message or text.en
+    if result.reason is Reason.CUDA_OOM:
+        said = f"CUDA out of memory ({said})"
+    elif said != text.en:
+        said = f"{text.en} {said}"
+    return f"{said.rstrip('.')}. {text.hint_en}".rstrip()
 
 
 @contextmanager
@@ -180,13 +189,14 @@ def _process_setup() -> Iterator[None]:
     handler = _LineHandler()
     root = logging.getLogger()
     root.addHandler(handler)
-    shown = warnings.showwarning
     logging.captureWarnings(True)
     try:
-        yield
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):  # for those who write libraries
+                warnings.simplefilter("ignore", category)
+            yield
     finally:
         logging.captureWarnings(False)
-        warnings.showwarning = shown
         root.removeHandler(handler)
         faulthandler.unregister(signal.SIGUSR1)
 

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from services.gpu_agent import checkpoint_store
 from services.gpu_agent.checkpoint_store import Checkpoint
-from services.gpu_agent.trainers import loading, settings
+from services.gpu_agent.trainers import cpu_bf16, loading, settings
 from services.gpu_agent.trainers.context import Sample, StopAsked, TrainContext
 from services.gpu_agent.trainers.encoding import Encoded, ExampleEncoder
 from services.gpu_agent.trainers.evaluation import SHOWN_SAMPLES, AnswerChecker
@@ -107,6 +107,10 @@ def run(context: TrainContext) -> None:
         context.info(f"Resuming from {resumed.path}")
     context.phase("loading_model")
     numbers = loading.numerics(chosen.precision, spec.device, lora=chosen.lora_enabled)
+    if numbers.bf16 and spec.device == "cpu":
+        warning = cpu_bf16.make_usable()
+        if warning:
+            context.warning(warning)
     loaded = loading.load(spec, chosen, numbers)
     context.give_way()
     context.phase("tokenizing")
@@ -134,6 +138,12 @@ def run(context: TrainContext) -> None:
 
 
 def _prepare_process(spec: RunSpec, chosen: SftSettings) -> None:
+    if spec.device == "cuda" and len(spec.gpus) > 1 and "WORLD_SIZE" not in os.environ:
+        raise TrainingFailure(
+            Reason.CONFIG_INVALID,
+            f"This trainer was started as one process but holds {len(spec.gpus)} GPUs; set num_gpus to 1.",
+            f"训练以单进程启动，却分配了 {len(spec.gpus)} 块 GPU；请将 num_gpus 设为 1。",
+        )
     torch.set_num_threads(spec.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if spec.threads > 1 else "false"
     set_seed(chosen.seed)
