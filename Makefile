@@ -44,7 +44,10 @@ bench: $(STAMP)  ## ratios against baselines measured in the same run
 	$(BIN)/python benchmarks/run.py
 
 docs: $(STAMP)  ## make the generated pages again
-	$(BIN)/python scripts/generate_docs.py
+	$(BIN)/python -m shared.specs.document
+	$(BIN)/python -m shared.jobs.document
+	$(BIN)/python -m shared.asyncapi
+	$(BIN)/python -m services.api.openapi docs/reference/openapi.json
 
 constraints:  ## exact versions of everything, from a fresh environment
 	$(PYTHON) scripts/constraints.py

@@ -22,7 +22,10 @@ def main() -> None:
         subprocess.run([*pip, "install", "-q", "torch==2.13.0"], check=True)
         subprocess.run([*pip, "install", "-q", f"{ROOT}[{EXTRAS}]"], check=True)
         frozen = subprocess.run(
-            [*pip, "freeze", "--all", "--exclude", "trainyard"], check=True, capture_output=True, text=True
+            [*pip, "freeze", "--all", "--exclude", "trainyard"],
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
     lines = []
     for line in frozen.splitlines():

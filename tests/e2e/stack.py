@@ -36,12 +36,13 @@ class Stack:
         self._client: Client | None = None
 
     def start(self, seconds: float = 90.0) -> Client:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "trainyard.cli.main", "up"],
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=(self.home / "up.log").open("ab"),
-        )
+        with (self.home / "up.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "trainyard.cli.main", "up"],
+                env=self.env,
+                stdout=output,
+                stderr=output,
+            )
         until((self.home / "run" / "stack.json").exists, seconds, "the stack is up", self)
         url = json.loads((self.home / "run" / "stack.json").read_text())["url"]
         self._client = Client(url)

@@ -29,6 +29,10 @@ JobArgument = Annotated[
 ]
 EXIT_BY_STATUS = {"COMPLETED": 0, "FAILED": 1, "CANCELLED": 2}
 TIMED_OUT = 124
+TABLE_METRICS = (
+    "loss", "learning_rate", "grad_norm", "tokens_per_second", "eval_loss", "eval_accuracy",
+    "reward", "kl_divergence", "reward_margin", "accuracy",
+)  # fmt: skip
 
 
 @app.command()
@@ -125,20 +129,24 @@ def metrics(
     names: Annotated[
         str | None, typer.Option(help="Comma-separated, such as loss,eval_loss.")
     ] = None,
-    points: Annotated[int, typer.Option(help="At most so many per series.")] = 50,
+    last: Annotated[int, typer.Option(help="Rows of the table.")] = 20,
+    points: Annotated[int, typer.Option(help="At most so many per series, with -o json.")] = 2000,
     output: OutputOption = "text",
 ) -> None:
-    """Print the metrics of a job by step."""
+    """Print the metrics of a job by step: the newest rows as a table, everything with -o json."""
+    chosen = names.split(",") if names else None
     with user_errors(output), Client() as client:
         found = _find(client, job)
-        data = client.jobs.metrics(found.uuid, names.split(",") if names else None, points=points)
-    if output == "json":
-        print_json(data)
-        return
+        if output == "json":
+            print_json(client.jobs.metrics(found.uuid, chosen, points=points))
+            return
+        step = (found.progress.step if found.progress else 0) - last
+        wanted = chosen or [n for n in TABLE_METRICS if n in (found.latest_metrics or {})]
+        data = client.jobs.metrics(found.uuid, wanted, points=10_000, **{"from": max(step, 0)})
     columns = list(data.series)
     rows = [
         (f"{x:g}" if x is not None else "", *(_number(data.series[c][i]) for c in columns))
-        for i, x in enumerate(data.x)
+        for i, x in list(enumerate(data.x))[-last:]
     ]
     print_rows(("step", *columns), rows)
 

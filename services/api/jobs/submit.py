@@ -94,7 +94,7 @@ async def submit(services: ApiServices, body: Any, key: str | None) -> tuple[Job
         algorithm=checked.spec.algorithm,
         tags=list(checked.spec.tags),
         config=checked.config,
-        depends_on=list(checked.spec.depends_on),
+        depends_on=[str(job) for job in dependencies(checked.spec)],
         created_at=services.clock.now(),
         idempotency_key=key,
         body_hash=digest,
