@@ -22,6 +22,7 @@ from services.scheduler.intake import fact_of, request_of
 from services.scheduler.leader import Leadership, LeadershipLost
 from services.scheduler.store import Position
 from shared.bus import Bus, BusError, BusMessage, StreamReset, ensure_streams
+from shared.bus.streams import DEFAULT_STORE_MIB
 from shared.clock import Clock
 from shared.db import Database, DatabaseBusy, DatabaseFull
 from shared.events.base import EventBase
@@ -53,8 +54,9 @@ class Loop:
         clock: Clock,
         limits: Limits | None = None,
         crash: Callable[[str], None] = no_crash,
+        store_mib: int = DEFAULT_STORE_MIB,
     ) -> None:
-        """Do no I/O."""
+        """Do no I/O. `store_mib`: disk that the broker has for all streams together."""
         self.bus = bus
         self.database = database
         self.clock = clock
@@ -63,6 +65,7 @@ class Loop:
         """There while this process leads."""
         self.holder = leader.this_process()
         self._crash = crash
+        self._store_mib = store_mib
         self._stopping = asyncio.Event()
         self._epoch_due = 0.0
 
@@ -92,7 +95,7 @@ class Loop:
     async def _make_streams(self) -> None:
         while not self._stopping.is_set():
             try:
-                await ensure_streams(self.bus)
+                await ensure_streams(self.bus, self._store_mib)
             except BusError as error:
                 log.warning("streams_not_ready", error=str(error)[:200])
                 await self._pause(0.5)
@@ -134,7 +137,7 @@ class Loop:
 
     async def _on_reconnect(self) -> None:
         """A broker that came back may have lost its store."""
-        await ensure_streams(self.bus)
+        await ensure_streams(self.bus, self._store_mib)
         self._epoch_due = 0.0
         if self.desk is not None:
             self.desk.decided.set()
