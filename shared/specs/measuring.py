@@ -69,8 +69,8 @@ class MeasureParameters(Parameters):
         Annotated[float, Field(gt=0, le=525_600)] | None,
         hint(
             "measure",
-            "Ends the job as COMPLETED, with a last checkpoint, after so much training time.",
-            "训练达到该时长后保存检查点并以 COMPLETED 结束。",
+            "Ends an attempt as FAILED (time_limit), with a last checkpoint; a retry goes on from there.",
+            "一次尝试达到该时长后保存检查点并以 FAILED（time_limit）结束；重试将从该检查点继续。",
             "minutes",
         ),
     ] = None
