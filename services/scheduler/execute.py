@@ -13,7 +13,7 @@ from typing import Any
 
 from services.scheduler import relay_rows, store
 from services.scheduler.relay_rows import PendingDesired, PendingEvent
-from shared.bus import Bus, BusError, ControlBucket
+from shared.bus import Bus, BusError, ControlBucket, MessageTooLarge, PubAck
 from shared.db import Database
 from shared.events import decode, subjects
 from shared.events.base import Envelope, EventBase
@@ -107,13 +107,14 @@ class Relay:
         """Publish events of different jobs; the next event of a job waits until this one is stored."""
         items = [(row.subject, *_event(row), row.message_id) for row in wave]
         results = await self.bus.publish_many(items, timeout=10)
-        stored = [
-            row.id for row, r in zip(wave, results, strict=True) if not isinstance(r, BusError)
-        ]
+        stored = [row.id for row, r in zip(wave, results, strict=True) if _is_settled(row, r)]
         self._crash("before_mark_published")
         if stored:
             await self.database.write(lambda s: relay_rows.mark_published(s, stored, epoch))
-        failed = next((r for r in results if isinstance(r, BusError)), None)
+        failed = next(
+            (r for r in results if isinstance(r, BusError) and not isinstance(r, MessageTooLarge)),
+            None,
+        )
         if failed is not None:
             raise failed
 
@@ -170,6 +171,14 @@ def _waves(rows: list[PendingEvent]) -> list[list[PendingEvent]]:
             waves.append([])
         waves[at].append(row)
     return waves
+
+
+def _is_settled(row: PendingEvent, result: PubAck | BusError) -> bool:
+    """Tell whether an event needs no other try; one that the broker will never take must not hold up the rest."""
+    if isinstance(result, MessageTooLarge):
+        log.error("event_too_large", job=row.job, id=row.id, bytes=len(row.event))
+        return True
+    return not isinstance(result, BusError)
 
 
 def _event(row: PendingEvent) -> tuple[EventBase, Envelope]:
