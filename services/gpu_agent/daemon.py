@@ -22,7 +22,7 @@ from services.gpu_agent.launcher import TRAINER_COMMAND, Launcher
 from services.gpu_agent.layout import HostFiles
 from services.gpu_agent.relay import LANES, Relay
 from services.gpu_agent.runner import Runner
-from services.gpu_agent.sampler import Sampler
+from services.gpu_agent.sampler import EVERY_SECONDS, Sampler
 from services.gpu_agent.settings import AgentSettings
 from services.gpu_agent.starting import Starter
 from services.gpu_agent.zygote_client import COMMAND, ZygoteClient
@@ -48,6 +48,7 @@ class Options:
     zygote_command: Sequence[str] = COMMAND
     checks: Sequence[Check] = CHECKS
     ack_seconds: float = ACK_SECONDS
+    sample_seconds: float = EVERY_SECONDS
 
 
 class Agent:
@@ -83,6 +84,7 @@ class Agent:
             checks=options.checks,
         )
         self.runner = Runner(self.files, self.relay, starter, self.clock)
+        self.relay.on_facts_lost = self.runner.send_all_again
         self.control = ControlFollower(host, self._changed)
         self.heartbeat = HeartbeatLoop(
             host=host,
@@ -95,7 +97,7 @@ class Agent:
             changed=self._changed,
         )
         self._commands = Commands(host, self.files, settings.roots, PROJECT_ROOT)
-        self._sampler = Sampler(inventory, lambda: self.runner.alive)
+        self._sampler = Sampler(inventory, lambda: self.runner.alive, options.sample_seconds)
 
     def _changed(self) -> None:
         """Let the runner see what the scheduler said last."""
@@ -126,6 +128,7 @@ class Agent:
                 group.create_task(self._sampler.run()),
                 group.create_task(self._stay_connected(config)),
             ]
+            # The rules-only reward service of this host is one more task here (docs/architecture/agent.md).
             if self.zygote is not None:
                 tasks.append(group.create_task(self.zygote.run()))
             write_atomic_json(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from services.gpu_agent.core.batching import Limits, OutBatch
@@ -45,6 +45,7 @@ _BATCH: dict[str, type[BatchBase]] = {
 ACTIVE_SECONDS = 0.02
 IDLE_SECONDS = 0.25
 EPOCH_SECONDS = 30.0
+EPOCH_RETRY_SECONDS = 1.0
 _MOST_MESSAGES = 64
 
 
@@ -60,6 +61,8 @@ class Relay:
         self._wake = {lane: asyncio.Event() for lane in LANES}
         self._epochs: dict[str, str] = {}
         self._check_epochs = asyncio.Event()
+        self.on_facts_lost: Callable[[], None] = lambda: None
+        """Called when the stream of run facts was made anew."""
 
     # spools
 
@@ -226,11 +229,16 @@ class Relay:
     async def run_epochs(self, bus: Bus) -> None:
         """Notice that a stream was made anew, for ever: what is not confirmed is then published again."""
         while True:
+            pause = EPOCH_SECONDS
             for name in LANES:
-                with contextlib.suppress(BusError):
-                    self.note_epoch(name, (await bus.stream_state(name)).epoch)
+                try:
+                    changed = self.note_epoch(name, (await bus.stream_state(name)).epoch)
+                    if changed and name == "RUNS":
+                        self.on_facts_lost()
+                except BusError:
+                    pause = EPOCH_RETRY_SECONDS
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EPOCH_SECONDS):
+                async with asyncio.timeout(pause):
                     await self._check_epochs.wait()
             self._check_epochs.clear()
 

@@ -91,14 +91,18 @@ class AttemptSpool:
         return moved
 
     def _note_checkpoints(self) -> bool:
-        moved = False
-        for item, position in self._watch.drain():
-            moved = True
-            if item is not None:
-                fact = _checkpoint_fact(item)
-                if fact is not None:
+        before = self._watch.read
+        steps = self._watch.drain()
+        for item, position in steps:
+            fact = None if item is None else _checkpoint_fact(item)
+            if fact is not None:
+                try:
                     self.facts.append(fact, source=position.offset)
-        return moved
+                except OSError:
+                    self._watch.read = before  # the disk is full: this one is tried again
+                    raise
+            before = position
+        return bool(steps)
 
     def give_up_log(self) -> None:
         """When more of the log waits than the cap, leave out its oldest part with a visible gap."""

@@ -25,7 +25,12 @@ async def run(home: Path, url: str, host: str, *, zygote: bool) -> None:
 
 
 def options(**changes: object) -> Options:
-    fields = {"trainer_command": TRAINER, "checks": (), "ack_seconds": 0.2} | changes
+    fields = {
+        "trainer_command": TRAINER,
+        "checks": (),
+        "ack_seconds": 0.2,
+        "sample_seconds": 0.5,
+    } | changes
     return Options(**fields)
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 from shared.bus import Bus
-from shared.bus.port import BusUnavailable, StreamReset
+from shared.bus.port import BusUnavailable, StreamMissing, StreamReset
 from shared.bus.reader import Reader
 from shared.events import decode, subjects
 from shared.events.calls import (
@@ -125,7 +125,7 @@ class ControlPlane:
                 await reader.close()
                 reader = self._readers[stream] = await self.api.reader(stream, after=0, epoch=None)
                 continue
-            except BusUnavailable:
+            except (BusUnavailable, StreamMissing):
                 await asyncio.sleep(0.1)
                 continue
             for message in messages:

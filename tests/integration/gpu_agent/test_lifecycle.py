@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.gpu_agent import shim
-from services.gpu_agent.processes import RunProcesses, family, is_locked
+from services.gpu_agent.processes import ProcessRef, RunProcesses, family, is_locked
 from shared.jobs.reasons import Reason
 from tests.conftest import eventually
 from tests.integration.gpu_agent.conftest import LocalAgent
@@ -258,8 +258,6 @@ def agent_files(local_agent: LocalAgent, job: str) -> Path:
 
 
 def test_pid_of_a_reused_number_is_not_signalled() -> None:
-    from services.gpu_agent.processes import ProcessRef
-
     fields = shim.stat_fields(os.getpid())
     assert fields is not None
     assert ProcessRef(os.getpid(), fields[2]).is_alive()
