@@ -64,7 +64,7 @@ class Background:
         bus.on_reconnect(self._on_reconnect)
         while self._services.projector is None:
             try:
-                await ensure_streams(bus)
+                await self._ensure_streams(bus)
                 self._services.projector = await self._projecting(bus)
                 await bus.serve(SECRET_PATTERN, SecretDesk(self._services).answer)
             except (BusError, DatabaseBusy) as refused:
@@ -96,5 +96,8 @@ class Background:
             return bus
 
     async def _on_reconnect(self) -> None:
-        await ensure_streams(self._services.link.bus)
+        await self._ensure_streams(self._services.link.bus)
         self._relay.wake()
+
+    async def _ensure_streams(self, bus: Bus) -> None:
+        await ensure_streams(bus, store_mib=self._services.settings.nats_store_mib)

@@ -30,6 +30,9 @@ class BodyGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its body read, or answer with a problem."""
+        if scope["type"] == "http" and _holds_nul(scope):
+            await problem_response(_nul(), scope)(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] not in _UNSAFE:
             await self.app(scope, receive, send)
             return
@@ -105,6 +108,23 @@ def _too_large(limit: int) -> TrainyardError:
         "body_too_large",
         f"The body is larger than {limit // 1024} KiB. Put large data into a file and name its path.",
         f"请求体超过 {limit // 1024} KiB。请将大量数据放入文件并填写其路径。",
+    )
+
+
+def _holds_nul(scope: Scope) -> bool:
+    return (
+        b"%00" in scope["query_string"] or b"\0" in scope["query_string"] or "\0" in scope["path"]
+    )
+
+
+def _nul() -> TrainyardError:
+    return TrainyardError(
+        "invalid_characters",
+        422,
+        "Invalid input",
+        "输入有误",
+        "The address holds a NUL character; remove it.",
+        "地址中含有 NUL 字符，请删除。",
     )
 
 

@@ -134,7 +134,10 @@ def install_problems(app: FastAPI) -> None:
 
     async def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return problem_response(invalid(field_problems(error.errors())), request.scope)
+        # Whatever stands in the body of these may be a secret in the wrong place.
+        masked = "/secrets" in request.url.path or request.url.path.endswith("/join")
+        found = field_problems(error.errors(), masked=masked)
+        return problem_response(invalid(found), request.scope)
 
     for kind in (TrainyardError, DatabaseBusy, DatabaseFull, BusError):
         app.add_exception_handler(kind, known)

@@ -48,14 +48,14 @@ _TEXTS: dict[str, Texts] = {
 }
 
 
-def field_problems(errors: Sequence[Any]) -> list[FieldProblem]:
-    """Return one sentence for each of pydantic's errors; values that may be secret are masked."""
-    return [_problem(error) for error in errors[:100]] or [
+def field_problems(errors: Sequence[Any], *, masked: bool = False) -> list[FieldProblem]:
+    """Return one sentence for each of pydantic's errors; values that may be secret, or all (`masked`), are left out."""
+    return [_problem(error, masked) for error in errors[:100]] or [
         FieldProblem("body", None, "The input is not valid.", "输入无效。")
     ]
 
 
-def _problem(error: Any) -> FieldProblem:
+def _problem(error: Any, masked: bool) -> FieldProblem:
     where = [str(p) for p in error.get("loc", ()) if p not in {"body", "query", "path", "header"}]
     field = ".".join(where) or "body"
     context = dict(error.get("ctx") or {})
@@ -68,7 +68,7 @@ def _problem(error: Any) -> FieldProblem:
             str(error.get("type")), ("invalid", "is not valid; see /docs", "无效，请参见 /docs")
         )
         en, zh = _filled(en, context), _filled(zh, context)
-    value = None if code == "required" else _safe(field, error.get("input"))
+    value = None if masked or code == "required" else _safe(field, error.get("input"))
     return FieldProblem(field, value, f"{field} {en}.", f"{field} {zh}。", _allowed(context), code)
 
 

@@ -20,12 +20,14 @@ from shared.bus.embedded import reload_permissions
 from shared.bus.keys import broker_url
 from shared.bus.permissions import inbox
 from shared.bus.port import BusError
+from shared.bus.users import BrokerConfigInvalid
 from shared.errors import (
     FieldProblem,
     TrainyardError,
     conflict,
     invalid,
     not_found,
+    unavailable,
 )
 from shared.events.requests import HostDrainRequested, HostForgetRequested
 from shared.ids import new_host_id
@@ -163,10 +165,21 @@ async def join(services: ApiServices, body: JoinBody) -> JoinReply:
         session.flush()
 
     await services.main.write(work)
-    home, url = services.settings.home, services.settings.nats_url
-    await asyncio.to_thread(add_host_key, home, host, body.public_key)
-    await reload_permissions(home, url)
-    return JoinReply(host_id=host, nats_url=url or broker_url(home), inbox_prefix=inbox(host))
+    home = services.settings.home
+    try:
+        url = services.settings.nats_url or broker_url(home)
+        await asyncio.to_thread(add_host_key, home, host, body.public_key)
+    except (ValueError, BrokerConfigInvalid, BusError, OSError) as error:
+        await services.main.write(lambda session: _undo_join(session, body.code, host))
+        if isinstance(error, (ValueError, BrokerConfigInvalid)):
+            raise _key_refused() from error
+        raise unavailable(
+            "broker_not_managed",
+            "The broker's user file cannot be written from here. Share TRAINYARD_HOME with the broker, then try again.",
+            "无法从此处写入消息代理的用户文件。请与消息代理共享 TRAINYARD_HOME 后重试。",
+        ) from error
+    await _reload(services)
+    return JoinReply(host_id=host, nats_url=url, inbox_prefix=inbox(host))
 
 
 def code_hash(code: str) -> str:

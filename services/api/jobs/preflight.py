@@ -117,7 +117,9 @@ class Preflight:
         certain = around.place is Place.HERE
         path = resolve_allowed(text, around.roots, base=PROJECT_ROOT, field=field)
         if isinstance(path, Refusal):
-            found.add([path], certain=certain)
+            # Where the folder may not be looked into, org/name can only be meant for the Hub.
+            if not looks_like_hub_id(text):
+                found.add([path], certain=certain)
             return None
         stat = _stat(path)
         if stat is None and looks_like_hub_id(text):
@@ -148,7 +150,8 @@ class Preflight:
         text = source.repo if isinstance(source, HubModel) else source.path
         path = resolve_allowed(text, around.roots, base=PROJECT_ROOT, field="model_path")
         if isinstance(path, Refusal):
-            found.add([path], certain=around.place is Place.HERE)
+            if not isinstance(source, HubModel):
+                found.add([path], certain=around.place is Place.HERE)
             return None
         stat = _stat(path)
         if stat is None and isinstance(source, HubModel):

@@ -118,7 +118,6 @@ async def test_twenty_cancels_at_once_write_one_request(both: ApiYard) -> None:
     replies = await asyncio.gather(*(both.act(uuid, "cancel") for _ in range(20)))
     assert {r.status_code for r in replies} == {202}
 
-
     rows = both.rows(select(RequestRow))
     assert [(r.req_n, r.type) for r in rows] == [
         (1, "request.job.submit.v1"),

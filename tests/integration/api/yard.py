@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 from sqlmodel import Session
@@ -16,7 +16,7 @@ from services.api.db.databases import MAIN_SCHEMA, TELEMETRY_SCHEMA, migrate_mai
 from services.api.db.tables import JobRow
 from services.api.deps import ApiServices
 from services.api.link import BusLink
-from services.api.projections.main import apply_main
+from services.api.projections.main import Item, apply_main
 from services.api.secrets.keyring import Keyring
 from services.api.settings import ApiSettings
 from services.api.telemetry.database import migrate_telemetry
@@ -25,10 +25,12 @@ from shared.bus.port import BusMessage
 from shared.clock import SystemClock
 from shared.db import Database
 from shared.events import Envelope, Event
+from shared.events.base import EventBase
 from shared.events.job import JOB_EVENTS, HostUpdated
 from shared.events.subjects import RunSubject
 from shared.jobs.lifecycle import Change, JobState
 from shared.jobs.resources import GpuInfo, HostInventory
+from tests.conftest import TEST_STORE_MIB
 
 ROWS = "\n".join(f'{{"prompt": "p{i}", "response": "r{i}"}}' for i in range(8)) + "\n"
 MISSING = "00000000-0000-7000-8000-000000000000"
@@ -42,7 +44,11 @@ class ApiYard:
     ) -> None:
         self.home = home
         self.settings = ApiSettings(
-            home=home, checkpoint_dir=home / "checkpoints", database_url=url, **settings
+            home=home,
+            checkpoint_dir=home / "checkpoints",
+            database_url=url,
+            nats_store_mib=TEST_STORE_MIB,
+            **settings,
         )
         main = url or f"sqlite:///{home / 'api' / 'main.db'}"
         telemetry = url or f"sqlite:///{home / 'api' / 'telemetry.db'}"
@@ -139,19 +145,20 @@ class ApiYard:
         }
         await self.apply("JOBS", f"host.{host}", HostUpdated(**(values | fields)))
 
-    async def tell(self, uuid: str, fact: Event, host: str = "h1", attempt: int = 1) -> None:
+    async def tell(self, uuid: str, fact: EventBase, host: str = "h1", attempt: int = 1) -> None:
         """Speak as a host: one run fact, projected at once."""
         await self.apply("RUNS", str(RunSubject("run", host, uuid, attempt)), fact)
 
-    async def apply(self, stream: str, subject: str, *events: Event) -> None:
+    async def apply(self, stream: str, subject: str, *events: EventBase) -> None:
         items = [self.item(stream, subject, event) for event in events]
         await self.main.write(lambda session: apply_main(session, stream, items))
 
-    def item(self, stream: str, subject: str, event: Event) -> tuple[BusMessage, Envelope, Event]:
+    def item(self, stream: str, subject: str, event: EventBase) -> Item:
         self._seq += 1
         data = event.model_dump_json().encode()
         message = BusMessage(subject, {}, data, stream, self._seq, now(), "e1")
-        return message, Envelope(f"m{self._seq}", "/test", now()), event
+        known = cast("Event", event)
+        return message, Envelope(f"m{self._seq}", "/test", now()), known
 
     def rows(self, query: Any) -> Sequence[Any]:
         return self.main.read_now(lambda s: list(s.execute(query).scalars()))
