@@ -49,7 +49,8 @@ async def alive(box: HostActor) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("point", "number"), [(point, number) for point in POINTS for number in (1, 4)]
+    ("point", "number"),
+    [*((point, 1) for point in POINTS), ("before_commit", 4), ("after_commit", 4)],
 )
 async def test_a_crash_at_any_point_changes_nothing_about_the_end(
     point: str, number: int, streams: None, broker: RunningBroker, bus_for: BusFor

@@ -166,7 +166,7 @@ def _fact(kind: int, seq: int, reason: Reason) -> RunFact:
     return RunCheckpoint(seq=seq, t=0, step=20 * kind, path=f"/c/checkpoint-{20 * kind}")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(op, min_size=5, max_size=60))
 def test_invariants_hold_after_every_input(operations: list[tuple[Any, ...]]) -> None:
     world = Chaos()
@@ -257,7 +257,7 @@ def _index_is_what_it_would_be_afresh(world: World) -> None:
     assert {j.id for j in state.jobs.values() if not j.is_ended} <= kept.jobs.keys()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(op, min_size=5, max_size=40), st.randoms(use_true_random=False))
 def test_a_plan_is_sound_work_conserving_and_independent_of_order(
     operations: list[tuple[Any, ...]], shuffled: random.Random
@@ -312,7 +312,7 @@ def _shuffle(state: ClusterState, shuffled: random.Random) -> ClusterState:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     longest=st.integers(1, 12),
