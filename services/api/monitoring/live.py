@@ -171,7 +171,9 @@ class _Client:
                 return {"seq": 0, "logs": [], "checkpoints": [], "latest": None}
             return {
                 "seq": head.seq,
-                "logs": logs(session, head.job_id, LogQuery(before=head.seq + 1, limit=SNAPSHOT_LINES)),
+                "logs": logs(
+                    session, head.job_id, LogQuery(before=head.seq + 1, limit=SNAPSHOT_LINES)
+                ),
                 "checkpoints": checkpoints(session, head.job_id),
                 "latest": read_latest(session, [job]).get(job),
             }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -63,7 +62,7 @@ def telemetry_routes(read_job: ReadJob) -> APIRouter:
         _check_range(start, stop)
         query = ChartQuery(_names(names), x, start, stop, points)
         await found(services, uuid, lang)
-        body = await services.telemetry.read(lambda s: orjson.dumps(asdict(chart(s, uuid, query))))
+        body = await services.telemetry.read(lambda s: orjson.dumps(chart(s, uuid, query)))
         return Response(body, media_type="application/json")
 
     @router.get("/logs", response_model=LogPage)

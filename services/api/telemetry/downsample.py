@@ -22,6 +22,8 @@ def pick(x: Floats, y: Floats, points: int) -> Index:
     if count <= points:
         return np.arange(count, dtype=np.int64)
     is_finite = np.isfinite(y)
+    if is_finite.all():
+        return _lttb(x, y, points)
     marks = np.flatnonzero(~is_finite)
     limit = max(1, points // _MARKS)
     if len(marks) > limit:
@@ -39,7 +41,7 @@ def _lttb(x: Floats, y: Floats, points: int) -> Index:
     if points < _LEAST:
         return np.linspace(0, len(x) - 1, points).astype(np.int64)
     # The library measures triangles; huge values would overflow there and leave indices undefined.
-    scale = float(np.abs(y).max())
+    scale = max(float(y.max()), -float(y.min()))
     if scale > 1e100:
         y = y / scale
     chosen = MinMaxLTTBDownsampler().downsample(

@@ -232,7 +232,7 @@ async def test_a_client_that_never_reads_delays_nobody(
     monkeypatch.setattr("services.api.monitoring.live.BEHIND_SECONDS", 1.0)
     yard = sqlite_yard
     await yard.job(Change.ASSIGNED, 1, attempt=1, host="h1")
-    batches, size = 60, 20
+    batches, size = 50, 20
     async with served(yard) as site:
         stuck = await site.live("?since=0", max_queue=1, compression=None).__aenter__()
         stuck.transport.pause_reading()

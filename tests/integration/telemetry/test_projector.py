@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text
+from sqlmodel import Session
 
 from services.api.db.positions import load_position
 from services.api.monitoring.feed import Feed
@@ -276,7 +279,13 @@ async def test_a_client_sees_live_frames_within_milliseconds(sqlite_yard: Yard) 
     assert p95 < 0.1
 
 
-async def test_a_busy_database_is_waited_for(sqlite_yard: Yard) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write lock is waited for only so long."""
+    monkeypatch.setattr("shared.db.engine.BUSY_TIMEOUT_SECONDS", 0.1)
+
+
+async def test_a_busy_database_is_waited_for(impatient: None, sqlite_yard: Yard) -> None:
     yard = sqlite_yard
     await yard.job(Change.ASSIGNED, 1, attempt=1, host="h1")
     await yard.until_frames(["status"])
@@ -289,3 +298,11 @@ async def test_a_busy_database_is_waited_for(sqlite_yard: Yard) -> None:
         blocker.exec_driver_sql("ROLLBACK")
         blocker.execute(text("SELECT 1"))
     await yard.until_frames(["status", "metric"], timeout=15)
+
+
+async def test_the_migrated_schema_is_the_declared_one(yard: Yard) -> None:
+    def differences(session: Session) -> list[Any]:
+        context = MigrationContext.configure(session.connection(), opts={"compare_type": True})
+        return list(compare_metadata(context, tables.METADATA))
+
+    assert yard.telemetry.read_now(differences) == []

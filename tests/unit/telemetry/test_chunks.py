@@ -17,7 +17,6 @@ from sqlalchemy import func, select
 
 from services.api.telemetry import chunks, tables
 from services.api.telemetry.chunks import seal, tail_is_full
-from services.api.telemetry.database import migrate_telemetry
 from services.api.telemetry.frames import read_frames
 from services.api.telemetry.ledger import Ledger
 from services.api.telemetry.records import packed, to_json
@@ -37,7 +36,7 @@ SEAL = st.just("seal")
 def store(folder: str) -> Iterator[Database]:
     database = Database(f"sqlite:///{Path(folder) / 't.db'}", synchronous="NORMAL")
     try:
-        migrate_telemetry(database)
+        tables.METADATA.create_all(database.engine)
         yield database
     finally:
         database.close()

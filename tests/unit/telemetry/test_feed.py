@@ -19,8 +19,7 @@ from services.api.monitoring.hub import (
     compressed,
     first_seq,
 )
-from services.api.telemetry import chunks
-from services.api.telemetry.database import migrate_telemetry
+from services.api.telemetry import chunks, tables
 from services.api.telemetry.frames import Frame, frame_of_line, frame_of_record
 from services.api.telemetry.ledger import Ledger
 from services.api.telemetry.records import log_row
@@ -121,7 +120,7 @@ def test_every_frame_after_since_arrives_once_and_in_order(
     with tempfile.TemporaryDirectory() as folder:
         database = Database(f"sqlite:///{Path(folder) / 't.db'}", synchronous="NORMAL")
         try:
-            migrate_telemetry(database)
+            tables.METADATA.create_all(database.engine)
             asyncio.run(scenario(database))
         finally:
             database.close()
