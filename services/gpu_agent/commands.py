@@ -82,7 +82,7 @@ class Commands:
         )
 
     def _list_files(self, command: HostCommand) -> HostReply:
-        """args: path ("."), recursive (false) → files: [{path (from `path`), size, mtime, is_dir}], truncated."""
+        """args: path ("."), recursive (true), folders (false) → files: [{path (from `path`), size, mtime, is_dir}], truncated."""
         folder = self._inside(command, str(command.args.get("path", ".")))
         if isinstance(folder, HostReply):
             return folder
@@ -90,11 +90,14 @@ class Commands:
             raise FileNotFoundError(folder)
         found: list[dict[str, Any]] = []
         truncated = False
-        for path in _walk(folder, recursive=bool(command.args.get("recursive", False))):
+        folders = bool(command.args.get("folders", False))
+        for path in _walk(folder, recursive=bool(command.args.get("recursive", True))):
+            status = path.lstat()
+            if not (stat.S_ISREG(status.st_mode) or (folders and stat.S_ISDIR(status.st_mode))):
+                continue
             if len(found) >= LIST_ENTRIES:
                 truncated = True
                 break
-            status = path.lstat()
             found.append(
                 {
                     "path": path.relative_to(folder).as_posix(),

@@ -71,9 +71,7 @@ class ControlPlane:
     def entry(self, job: str, attempt: int = 1, **fields: Any) -> ControlEntry:
         fields = {"desired": "run", "gpus": (0,), "gpu_uuids": ("slot-0",)} | fields
         config = {"algorithm": "sft", "steps": 20} | fields.pop("config", {})
-        return ControlEntry(
-            epoch=self.epoch, job=job, attempt=attempt, config=config, **fields
-        )
+        return ControlEntry(epoch=self.epoch, job=job, attempt=attempt, config=config, **fields)
 
     async def want(self, entry: ControlEntry) -> None:
         await self.control.put(f"{self.host}.{entry.job}", entry)

@@ -76,7 +76,9 @@ class Training:
         self._event({"t": now, "type": "progress", "step": step, "total_steps": total})
         print(f"[INFO] Step {step}/{total}: loss={1.0 / step:.3f}", flush=True)
         if step % 10 == 0:
-            self._event({"t": now, "type": "sample", "step": step, "prompt": "p", "completion": "c"})
+            self._event(
+                {"t": now, "type": "sample", "step": step, "prompt": "p", "completion": "c"}
+            )
             path = str(self.attempt_dir / f"checkpoint-{step}")
             self._event({"t": now, "type": "checkpoint", "step": step, "path": path})
 

@@ -63,9 +63,7 @@ async def test_run_that_ended_while_no_agent_was_there_is_judged_by_the_next(
 ) -> None:
     await agent_process.start()
     await plane.want(plane.entry("job1", config={"steps": 40, "step_seconds": 0.02}))
-    await plane.want(
-        plane.entry("job2", config=SLOW, gpus=(1,), gpu_uuids=("slot-1",))
-    )
+    await plane.want(plane.entry("job2", config=SLOW, gpus=(1,), gpu_uuids=("slot-1",)))
     await plane.wait_steps("job1", 2)
     await plane.wait_steps("job2", 2)
     agent_process.end(signal.SIGKILL)
@@ -177,7 +175,7 @@ async def test_line_is_published_within_40_ms(
     async def hear(_subject: str, data: bytes) -> None:
         now = time.time()
         items = json.loads(data)["items"]
-        waits.extend(now - i["t"] for i in items if i["type"] == "metric")
+        waits.extend(now - i["t"] for i in items if i.get("type") == "metric")
 
     served = await listener.listen("met.>", hear)
     await plane.want(plane.entry("job1", config={"steps": 150, "step_seconds": 0.017}))
@@ -185,7 +183,9 @@ async def test_line_is_published_within_40_ms(
     await served.close()
     waits.sort()
     assert len(waits) == 150
-    assert waits[int(len(waits) * 0.95)] < 0.1  # 40 ms on an idle machine; this one runs other tests too
+    assert (
+        waits[int(len(waits) * 0.95)] < 0.1
+    )  # 40 ms on an idle machine; this one runs other tests too
     print(f"line to bus: p50 {waits[75] * 1000:.1f} ms, p95 {waits[142] * 1000:.1f} ms")
 
 
@@ -325,6 +325,7 @@ async def test_light_zygote_starts_warm_survives_and_is_replaced(
     assert await agent.zygote.wait_ready(10)
     await plane.want(plane.entry("job1", config=SLOW, secret_names=("HF_TOKEN",)))
     await plane.wait_steps("job1", 3)
+    await plane.wait_fact("job1", "started")
     assert plane.of("job1", "run")[1]["warm"] is True
     assert (agent.files.job("job1").attempt(1).root / "secret-length").exists()
     processes = RunProcesses.read(agent.files.job("job1").attempt(1).pid)
@@ -355,5 +356,3 @@ async def test_unused_bus_identity_is_told(home: Path) -> None:
     assert done.returncode == 2
     assert b"trainyard agent join" in done.stderr
     assert b"Traceback" not in done.stderr
-
-

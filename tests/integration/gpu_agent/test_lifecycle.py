@@ -242,8 +242,10 @@ async def test_system_samples_and_lease_are_written(
     assert report.inventory.device == "cpu"
     await plane.want(plane.entry("job1", config=SLOW))
     await eventually(
-        lambda: plane.heartbeats[-1].inventory.gpus[0].held_by == "job1"
-        and plane.heartbeats[-1].runs[0].alive,
+        lambda: (
+            plane.heartbeats[-1].inventory.gpus[0].held_by == "job1"
+            and plane.heartbeats[-1].runs[0].alive
+        ),
         10,
     )
     await eventually(lambda: plane.of("job1", "sys"), 10)

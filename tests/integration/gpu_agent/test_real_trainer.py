@@ -20,7 +20,14 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "tiny"
-    command = [sys.executable, "-m", "services.gpu_agent.trainers.model_zoo", "tiny", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "services.gpu_agent.trainers.model_zoo",
+        "tiny",
+        "--out",
+        str(out),
+    ]
     subprocess.run(command, check=True, cwd=ROOT, timeout=120, capture_output=True)
     return out
 
@@ -48,7 +55,11 @@ async def test_warm_start_trains_and_resumes(
     first_step = next(i for i in plane.of("job1", "met") if i["type"] == "metric")
     print(f"warm: started → first metric {first_step['t'] - started['t']:.2f} s")
     assert started["warm"] is True
-    assert [f["step"] for f in facts if f["type"] == "run.checkpoint.v1" and not f["deleted"]] == [0, 2, 4]
+    assert [f["step"] for f in facts if f["type"] == "run.checkpoint.v1" and not f["deleted"]] == [
+        0,
+        2,
+        4,
+    ]
     levels = {i["level"] for i in plane.of("job1", "log")}
     assert "ERROR" not in levels
     longer = plane.entry("job1", attempt=2, resume=True, config=config | {"max_steps": 6})
@@ -73,5 +84,7 @@ async def test_wrong_dataset_fails_the_job_with_its_line(
     assert (exited.outcome, exited.reason) == ("failed", "dataset_invalid")
     assert "2" in exited.message_en
     assert plane.facts("job1") == ["exited"]
-    assert any("Line 2" in i["message"] or "line 2" in i["message"] for i in plane.of("job1", "log"))
+    assert any(
+        "Line 2" in i["message"] or "line 2" in i["message"] for i in plane.of("job1", "log")
+    )
     await eventually(lambda: agent.relay.get("job1", 1) is None, 5)

@@ -108,7 +108,9 @@ def test_hub_dataset_is_left_to_the_trainer(make: Make) -> None:
 def small_model(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(
-        json.dumps({"model_type": "qwen2", "hidden_size": 4, "num_hidden_layers": 1, "vocab_size": 8})
+        json.dumps(
+            {"model_type": "qwen2", "hidden_size": 4, "num_hidden_layers": 1, "vocab_size": 8}
+        )
     )
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
     (folder / "tokenizer_config.json").write_text("{}")
@@ -138,9 +140,7 @@ def test_model_folder_is_read(make: Make, tmp_path: Path) -> None:
         ("truncated", Reason.MODEL_INVALID),
     ],
 )
-def test_wrong_model_fails_the_job(
-    make: Make, tmp_path: Path, path: str, reason: Reason
-) -> None:
+def test_wrong_model_fails_the_job(make: Make, tmp_path: Path, path: str, reason: Reason) -> None:
     (tmp_path / "empty").mkdir()
     weights = small_model(tmp_path / "truncated") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

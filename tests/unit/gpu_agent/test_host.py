@@ -47,7 +47,11 @@ def test_damaged_id_is_not_replaced(files: HostFiles) -> None:
 
 
 def test_one_agent_a_home(files: HostFiles) -> None:
-    with InstanceLock(files), pytest.raises(AgentRefused, match="already runs"), InstanceLock(files):
+    with (
+        InstanceLock(files),
+        pytest.raises(AgentRefused, match="already runs"),
+        InstanceLock(files),
+    ):
         pass
     with InstanceLock(files):
         pass
@@ -95,9 +99,7 @@ def test_zombie_is_not_alive() -> None:
         ref = ProcessRef(process.pid, shim.identity(process.pid)["start_time"])
         assert ref.is_alive()
         process.kill()
-        os.waitid(
-            os.P_PID, process.pid, os.WEXITED | os.WNOWAIT
-        )
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert Path(f"/proc/{process.pid}").exists()
         assert not ref.is_alive()
 
@@ -105,9 +107,7 @@ def test_zombie_is_not_alive() -> None:
 def heartbeat(files: HostFiles) -> HeartbeatLoop:
     files.home.mkdir(parents=True, exist_ok=True)
     inventory = Inventory(files, HostFacts("box", 1, (), "0", {}))
-    return HeartbeatLoop(
-        "box", "i", files, inventory, SystemClock(), 5.0, lambda: (), lambda: None
-    )
+    return HeartbeatLoop("box", "i", files, inventory, SystemClock(), 5.0, lambda: (), lambda: None)
 
 
 def test_lease_counts_from_when_the_request_left(files: HostFiles) -> None:

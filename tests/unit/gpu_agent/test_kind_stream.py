@@ -114,8 +114,14 @@ def test_resend_waits_longer_each_time(tmp_path: Path) -> None:
     assert stream.patience == 15.0
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["write", "publish", "fail", "partial", "restart", "confirm", "rewind"])))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.sampled_from(["write", "publish", "fail", "partial", "restart", "confirm", "rewind"])
+    )
+)
 def test_every_number_goes_out_in_order_whatever_happens(tmp_path: Path, script: list[str]) -> None:
     """A consumer that skips what it has and refuses gaps ends with every item once."""
     path = tmp_path / "events.jsonl"
@@ -215,7 +221,9 @@ def test_checkpoints_become_facts_once(tmp_path: Path) -> None:
     events = spool.files.events
     with events.open("a") as file:
         for step in (10, 20):
-            file.write(json.dumps({"type": "checkpoint", "t": 1.0, "step": step, "path": "p"}) + "\n")
+            file.write(
+                json.dumps({"type": "checkpoint", "t": 1.0, "step": step, "path": "p"}) + "\n"
+            )
         file.write(json.dumps({"type": "checkpoint_deleted", "t": 1.0, "step": 10}) + "\n")
         file.write(json.dumps({"type": "checkpoint", "step": "ten"}) + "\n")
     spool.poll(0.0)

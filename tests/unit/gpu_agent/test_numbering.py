@@ -77,9 +77,7 @@ def test_numbers_do_not_depend_on_when_it_was_read(parts: list[bytes], cuts: lis
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.integers(1, 5000), max_size=60), st.integers(1, 20), st.integers(100, 9000)
-)
+@given(st.lists(st.integers(1, 5000), max_size=60), st.integers(1, 20), st.integers(100, 9000))
 def test_batches_keep_order_and_bounds(sizes: list[int], count: int, most_bytes: int) -> None:
     queue = [Queued({"n": i}, size, Position(i + 1, i)) for i, size in enumerate(sizes)]
     limits = Limits(count, most_bytes, 0.05)

@@ -149,22 +149,22 @@ def test_properties(
     if desired is None and not complete:
         assert reconcile(entries, [*runs.values()], complete=False, accepting=accepting) == ()
     for _ in range(6):
-        actions = reconcile(
-            entries, [*runs.values()], complete=complete, accepting=accepting
-        )
+        actions = reconcile(entries, [*runs.values()], complete=complete, accepting=accepting)
         starts = [a for a in actions if isinstance(a, Start)]
         assert len(starts) <= 1
         for start in starts:
             assert accepting
             assert all(
-                n <= start.entry.attempt and r.phase not in (ALIVE, GONE)
-                for n, r in runs.items()
+                n <= start.entry.attempt and r.phase not in (ALIVE, GONE) for n, r in runs.items()
             )
         if not actions:
             break
         apply(actions, runs)
         # what was being stopped or judged comes to its end by itself
-        runs = {n: replace(r, phase=ENDED) if r.stopping or r.phase is GONE else r for n, r in runs.items()}
+        runs = {
+            n: replace(r, phase=ENDED) if r.stopping or r.phase is GONE else r
+            for n, r in runs.items()
+        }
     else:
         pytest.fail("no end of actions")
     assert sum(r.phase is ALIVE for r in runs.values()) <= max(
