@@ -69,6 +69,11 @@ class Connection:
         return self._link is not None and self._link.is_up
 
     @property
+    def is_closed(self) -> bool:
+        """Tell whether `close` was called."""
+        return self._closing
+
+    @property
     def max_payload(self) -> int:
         """Return the broker's limit in bytes, headers included."""
         return self._link.max_payload if self._link else 1024 * 1024
@@ -84,7 +89,7 @@ class Connection:
         return len(self._link.pending) if self._link else 0
 
     async def wait_connected(self, timeout: float) -> None:
-        """Wait for the link. Raises BusUnavailable after `timeout` seconds."""
+        """Wait for the link. Raises BusUnavailable after `timeout` seconds, or at once when closed."""
         if self.is_connected:
             return
         try:
@@ -92,6 +97,8 @@ class Connection:
                 await self._up.wait()
         except TimeoutError:
             raise BusUnavailable("the broker is away") from None
+        if self.is_closed:
+            raise BusUnavailable("the connection is closed")
 
     def on_reconnect(self, callback: Callback) -> None:
         """Call `callback` in a task of its own after each reconnect."""
@@ -108,7 +115,8 @@ class Connection:
     async def close(self) -> None:
         """Close for good; what is in flight fails."""
         self._closing = True
-        self._up.clear()
+        # Whoever waits for the link shall learn that there will be none.
+        self._up.set()
         while self._tasks:
             # Again and again: `asyncio.wait_for` inside nats-py may swallow a cancellation (Python 3.11).
             for task in list(self._tasks):
@@ -208,6 +216,8 @@ class Connection:
         log = logger("bus")
         while not self._closing and self._link is not None:
             await self._link.wait_lost()
+            if self._closing:
+                return
             self._up.clear()
             await self._link.close()
             self._notify()

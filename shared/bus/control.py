@@ -146,7 +146,7 @@ class Watch:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        while True:
+        while not self._connection.is_closed:
             feed = _Feed(self._connection, self._prefix)
             try:
                 await self._connection.wait_connected(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -27,10 +28,12 @@ def check_host_id(host_id: str) -> str:
 
 
 def check_public_key(public_key: str) -> str:
-    """Return `public_key` when it is a user's nkey. Raises ValueError."""
-    if not _PUBLIC.match(public_key):
-        raise ValueError("not the public nkey of a user")
-    return public_key
+    """Return `public_key` when it is a user's nkey with the right checksum. Raises ValueError."""
+    if _PUBLIC.match(public_key):
+        raw = base64.b32decode(public_key)
+        if int.from_bytes(raw[-2:], "little") == nkeys.crc16(bytearray(raw[:-2])):
+            return public_key
+    raise ValueError("not the public nkey of a user")
 
 
 def new_seed() -> str:

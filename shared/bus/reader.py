@@ -26,6 +26,7 @@ HEARTBEAT_SECONDS = 3.0
 SILENCE_SECONDS = 2 * HEARTBEAT_SECONDS + 1
 """A consumer that sends neither data nor heartbeat for so long is gone."""
 SETUP_SECONDS = 2.0
+RETRY_SECONDS = 0.1
 INACTIVE_SECONDS = 60
 _PULL_DONE = {"404", "408"}
 
@@ -74,7 +75,14 @@ class Reader:
             if self._closed:
                 raise BusUnavailable("the reader is closed")
             self._wake.clear()
-            await self._prepare(deadline)
+            try:
+                await self._prepare(deadline)
+            except BusUnavailable:
+                # JetStream may answer later than the link is up; do not let the caller spin meanwhile.
+                if self._connection.is_closed or loop.time() + RETRY_SECONDS >= deadline:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             now = loop.time()
             if self._queue or now >= deadline:
                 break

@@ -175,6 +175,14 @@ def test_a_key_that_is_no_public_user_key_is_refused(bad: str) -> None:
         check_public_key(bad)
 
 
+def test_a_mistyped_key_is_refused_before_the_broker_sees_it(tmp_path) -> None:
+    good = create_host_key(tmp_path, "box1")
+    assert check_public_key(good) == good
+    other = "A" if good[20] != "A" else "B"
+    with pytest.raises(ValueError, match="nkey"):
+        check_public_key(good[:20] + other + good[21:])
+
+
 def test_each_subject_tree_has_one_writer() -> None:
     trees = {
         "req": ["api"],

@@ -13,6 +13,7 @@ from shared.bus import BusUnavailable, PubAck, StreamReset, ensure_streams, wire
 from shared.bus import reader as reader_module
 from shared.events import Envelope, decode
 from shared.events.requests import JobCancelRequested
+from tests.conftest import eventually
 
 pytestmark = pytest.mark.contract
 
@@ -300,3 +301,23 @@ async def test_the_fast_streams_start_a_new_epoch_with_each_start_of_the_broker(
         assert messages
         numbers += [decode(m.headers, m.data)[1].first_seq for m in messages]
     assert sorted(numbers) == list(range(1, 501))
+
+
+async def test_closing_the_bus_ends_readers_and_watches_at_once(bus_for, streams) -> None:
+    api, agent = await bus_for("api"), await bus_for("agent", "box1")
+    reader = await api.reader("RUNS", after=0, epoch=None)
+    waiting = asyncio.create_task(reader.fetch(timeout=30))
+
+    async def ignore(key: str, value: bytes | None) -> None: ...
+
+    watch = await agent.control().watch("box1", ignore)
+    await asyncio.sleep(0)
+    start = time.monotonic()
+    await api.close()
+    await agent.close()
+    with pytest.raises(BusUnavailable):
+        await waiting
+    await eventually(watch._task.done)
+    assert time.monotonic() - start < 5
+    with pytest.raises(BusUnavailable):
+        await api.stream_state("RUNS")
