@@ -256,12 +256,16 @@ class Runner:
                 remove_job(self._host, job)
 
     def reports(self) -> tuple[RunReport, ...]:
-        """Return the runs for a heartbeat: those that live, and those that the scheduler still asks for."""
+        """Return the runs for a heartbeat: those that live, and those that the scheduler still asks for.
+
+        One that is being started (its dataset is being read, perhaps) or whose end is being told counts as alive.
+        """
         return tuple(
             RunReport(
                 job=run.job,
                 attempt=run.attempt,
-                alive=run.phase is Phase.ALIVE,
+                alive=run.phase in (Phase.ALIVE, Phase.GONE)
+                or (run.phase is Phase.NEW and run.job in self._busy),
                 exited=run.phase is Phase.ENDED,
             )
             for run in self.runs.values()
