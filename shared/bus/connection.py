@@ -94,7 +94,10 @@ class Connection:
             return
         try:
             async with asyncio.timeout(max(timeout, 0)):
-                await self._up.wait()
+                while not (self.is_connected or self.is_closed):
+                    await self._up.wait()
+                    # A link may be lost already while the supervisor has not seen it yet.
+                    await asyncio.sleep(0.01)
         except TimeoutError:
             raise BusUnavailable("the broker is away") from None
         if self.is_closed:

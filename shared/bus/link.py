@@ -29,6 +29,9 @@ _UNSENT_LIMIT = 16 * 1024 * 1024
 """Bytes written but not taken by the socket; above it the link counts as stuck."""
 _PENDING_MESSAGES = 65_536
 _PENDING_BYTES = 64 * 1024 * 1024
+PING_SECONDS = 10
+UNANSWERED_PINGS = 2
+"""A link that swallows everything is given up after (this + 1) pings, about 30 s."""
 _BARRIER_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
 
@@ -212,8 +215,8 @@ class Link:
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
             connect_timeout=5,
-            ping_interval=10,
-            max_outstanding_pings=2,
+            ping_interval=PING_SECONDS,
+            max_outstanding_pings=UNANSWERED_PINGS,
             pending_size=-1,
             error_cb=self._on_error,
             closed_cb=self._on_closed,
