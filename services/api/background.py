@@ -76,7 +76,11 @@ class Background:
     async def _projecting(self, bus: Bus) -> Projector:
         services = self._services
         projector = Projector(bus, services.main, services.telemetry, services.clock, services.hub)
-        await projector.start()
+        try:
+            await projector.start()
+        except BaseException:
+            await projector.stop()
+            raise
         return projector
 
     async def _connected(self) -> Bus:

@@ -75,6 +75,19 @@ def body_of(connection: HTTPConnection) -> Any:
     return connection.scope[PARSED]
 
 
-Services = Annotated[ApiServices, Depends(services_of)]
-Language = Annotated[Lang, Depends(lang_of)]
-JsonBody = Annotated[Any, Depends(body_of)]
+# Coroutines, since the framework sends a plain function to a thread.
+async def _services(connection: HTTPConnection) -> ApiServices:
+    return services_of(connection)
+
+
+async def _lang(connection: HTTPConnection) -> Lang:
+    return lang_of(connection)
+
+
+async def _body(connection: HTTPConnection) -> Any:
+    return body_of(connection)
+
+
+Services = Annotated[ApiServices, Depends(_services)]
+Language = Annotated[Lang, Depends(_lang)]
+JsonBody = Annotated[Any, Depends(_body)]

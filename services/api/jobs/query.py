@@ -13,7 +13,7 @@ from shared.jobs.status import JobStatus
 from shared.specs import EVERY_ALGORITHM
 
 
-def selection(
+async def selection(
     status: Annotated[
         str | None, Query(max_length=200, description="One status or several, comma separated")
     ] = None,
@@ -37,7 +37,7 @@ def selection(
     ] = "-created_at",
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Selection:
-    """Return what the list shows. Raises TrainyardError 422 naming the parameter."""
+    """Return what the list shows; a coroutine, since the framework sends a plain function to a thread. Raises TrainyardError 422 naming the parameter."""
     name = sort.removeprefix("-")
     if name not in SORTS:
         raise invalid([_not_allowed("sort", sort, SORTS)])

@@ -55,11 +55,25 @@ class Checked:
     findings: Findings
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job ready to be stored."""
+
+    row: JobRow
+    checked: Checked
+    secrets: list[JobSecretRow]
+
+
 async def check(services: ApiServices, body: Any) -> Checked:
     """Parse and check a body. Raises TrainyardError 422 with every mistake found."""
+    return await asyncio.to_thread(checked, services, body)
+
+
+def checked(services: ApiServices, body: Any) -> Checked:
+    """Do what `check` does, in this thread: it reads files."""
     spec = parse_job_spec(body)
     settings = services.settings
-    hosts = await services.main.read(known_hosts)
+    hosts = services.main.read_now(known_hosts)
     embedded = (settings.home / "run" / "nats.json").exists()
     around = Surroundings(
         place_of(spec, hosts, socket.gethostname(), embedded=embedded),
@@ -67,7 +81,7 @@ async def check(services: ApiServices, body: Any) -> Checked:
         settings.checkpoint_dir,
         tuple(hosts),
     )
-    findings = await asyncio.to_thread(_PREFLIGHT.check, spec, around)
+    findings = _PREFLIGHT.check(spec, around)
     if findings.errors:
         raise invalid(findings.errors)
     config, secrets = split_secrets(spec)
@@ -80,30 +94,11 @@ async def submit(services: ApiServices, body: Any, key: str | None) -> tuple[Job
     The same key with the same body returns the job that the first one made; with another body it is refused with 409.
     """
     digest = body_hash(body)
-    if key is not None:
-        known = await services.main.read(lambda session: by_key(session, key, digest))
-        if known is not None:
-            return known, False
-    checked = await check(services, body)
-    uuid = new_job_id()
-    secrets = seal(services.keyring, uuid, checked.secrets, services.clock.now())
-    row = JobRow(
-        uuid=uuid,
-        name=checked.spec.name or f"{checked.spec.algorithm} {uuid[:8]}",
-        description=checked.spec.description,
-        algorithm=checked.spec.algorithm,
-        tags=list(checked.spec.tags),
-        config=checked.config,
-        depends_on=[str(job) for job in dependencies(checked.spec)],
-        created_at=services.clock.now(),
-        idempotency_key=key,
-        body_hash=digest,
-        priority=checked.spec.priority,
-    )
+    prepared = await asyncio.to_thread(prepare, services, body, key, digest)
+    if isinstance(prepared, JobRow):
+        return prepared, False
     try:
-        stored, made = await services.main.write(
-            lambda session: store(session, row, checked, secrets)
-        )
+        stored, made = await services.main.write(lambda session: store(session, prepared))
     except IntegrityError:
         # Another api process won the race for the key between our look and our write.
         winner = await services.main.read(lambda session: by_key(session, key, digest))
@@ -114,18 +109,41 @@ async def submit(services: ApiServices, body: Any, key: str | None) -> tuple[Job
     return stored, made
 
 
-def store(
-    session: Session, row: JobRow, checked: Checked, secrets: list[JobSecretRow]
-) -> tuple[JobRow, bool]:
+def prepare(services: ApiServices, body: Any, key: str | None, digest: str) -> JobRow | Prepared:
+    """Return what is to be stored, or the job that the key already made; everything slow happens here."""
+    if key is not None:
+        known = services.main.read_now(lambda session: by_key(session, key, digest))
+        if known is not None:
+            return known
+    found = checked(services, body)
+    uuid, now = new_job_id(), services.clock.now()
+    row = JobRow(
+        uuid=uuid,
+        name=found.spec.name or f"{found.spec.algorithm} {uuid[:8]}",
+        description=found.spec.description,
+        algorithm=found.spec.algorithm,
+        tags=list(found.spec.tags),
+        config=found.config,
+        depends_on=list(found.spec.depends_on),
+        created_at=now,
+        idempotency_key=key,
+        body_hash=digest,
+        priority=found.spec.priority,
+    )
+    return Prepared(row, found, seal(services.keyring, uuid, found.secrets, now))
+
+
+def store(session: Session, prepared: Prepared) -> tuple[JobRow, bool]:
     """Write the job, its dependencies, secrets and request. Raises TrainyardError 409 or 422."""
+    row, found = prepared.row, prepared.checked
     known = by_key(session, row.idempotency_key, row.body_hash)
     if known is not None:
         return known, False
-    needs = dependencies(checked.spec)
-    check_dependencies(session, checked.spec, needs)
+    needs = dependencies(found.spec)
+    check_dependencies(session, found.spec, needs)
     session.add(row)
     session.add_all([JobDependencyRow(job=row.uuid, needs=job) for job in needs])
-    session.add_all(secrets)
+    session.add_all(prepared.secrets)
     add_request(
         session,
         JobSubmitRequested(
@@ -133,8 +151,8 @@ def store(
             req_n=1,
             at=row.created_at,
             name=row.name,
-            config=checked.config,
-            secret_names=tuple(sorted(checked.secrets)),
+            config=found.config,
+            secret_names=tuple(sorted(found.secrets)),
         ),
     )
     session.flush()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import httpx2
 import pytest
 
+from services.api.app import bare_app
 from services.api.main import EX_CONFIG, Refused, check_settings
 from services.api.settings import ApiSettings
+from services.api.web import install_web
+from shared.jobs.reasons import Lang
 from tests.integration.api.conftest import MakeYard
 from tests.integration.api.yard import ApiYard
 
@@ -118,3 +125,23 @@ async def test_cors_is_for_named_origins(make_yard: MakeYard) -> None:
         "/api/v1/jobs/", headers=ask | {"Origin": "https://evil.example"}
     )
     assert "access-control-allow-origin" not in reply.headers
+
+
+async def test_the_built_interface_answers_its_own_paths(yard: ApiYard, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<title>ui</title>")
+    (tmp_path / "app.js").write_text("1")
+    app = bare_app(unused)
+    install_web(app, tmp_path)
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        for path in ("/", "/jobs/123", "/settings"):
+            reply = await http.get(path)
+            assert (reply.status_code, reply.text) == (200, "<title>ui</title>"), path
+        assert (await http.get("/app.js")).text == "1"
+        for path in ("/api/v1/nothing", "/gone.js", "/../../etc/passwd.txt"):
+            assert (await http.get(path)).status_code == 404, path
+    assert "make ui" in (await yard.http.get("/")).text
+
+
+async def unused(uuid: str, lang: Lang) -> dict[str, Any]:
+    raise NotImplementedError(uuid, lang)

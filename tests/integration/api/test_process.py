@@ -19,7 +19,7 @@ from tests.conftest import TEST_STORE_MIB, RunningBroker
 from tests.integration.api.yard import ROWS
 
 pytestmark = [pytest.mark.integration]
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 def start(home: Path, **env: str) -> subprocess.Popen[bytes]:
@@ -53,7 +53,7 @@ def url_of(process: subprocess.Popen[bytes], home: Path) -> str:
 
 
 def until_ready(url: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while httpx2.get(url + "/readyz").status_code != 200:
         assert time.monotonic() < deadline, httpx2.get(url + "/readyz").text
         time.sleep(0.05)
@@ -78,7 +78,7 @@ async def test_an_acknowledged_job_survives_kill_9(broker: RunningBroker, home: 
         page = httpx2.get(f"{url}/docs")
         assert page.status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert not (home / "run" / "api.json").exists()
     finally:
         process.kill()
