@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     """0: any free one; `up` then writes the port it got to `home/run/nats.json`."""
     nats_url: str | None = None
     """An external broker; None: the embedded one of `home`."""
+    nats_store_mib: int = Field(default=2048, ge=64)
+    """Disk in MiB that the broker has for all streams together; the same for every service of a stack."""
     database_url: str | None = None
     """None: SQLite below `home`. PostgreSQL as `postgresql+psycopg://…`."""
     checkpoint_dir: Path = Field(default=Path("checkpoints"))

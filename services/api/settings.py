@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from pydantic import Field
-
-from shared.bus.streams import DEFAULT_STORE_MIB
 from shared.settings import Settings
 
 BODY_LIMIT = 1 << 20
@@ -24,9 +21,6 @@ class ApiSettings(Settings):
 
     allowed_hosts: str = ""
     """Comma-separated names by which this api may be reached, such as `api` or `trainyard.example.org`."""
-
-    nats_store_mib: int = Field(default=DEFAULT_STORE_MIB, gt=0)
-    """Disk that the broker has for all streams together."""
 
     @property
     def origins(self) -> tuple[str, ...]:

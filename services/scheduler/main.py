@@ -16,7 +16,6 @@ from services.scheduler.core.state import Limits
 from services.scheduler.loop import Loop
 from shared.bus import Bus, BusError
 from shared.bus.credentials import bus_config
-from shared.bus.streams import DEFAULT_STORE_MIB
 from shared.clock import Clock, SystemClock, iso
 from shared.db import Database
 from shared.db.engine import migrate
@@ -40,8 +39,6 @@ class SchedulerSettings(BaseSettings):
     grace: float = Field(default=5.0, ge=0)
     stop_after: float = Field(default=600.0, gt=0)
     lost_after_hours: float = Field(default=24.0, gt=0)
-    store_mib: int = Field(default=DEFAULT_STORE_MIB, gt=0)
-    """Disk that the broker has for all streams together."""
 
     @property
     def limits(self) -> Limits:
@@ -91,7 +88,7 @@ async def serve(settings: Settings, own: SchedulerSettings, clock: Clock) -> Non
     bus = await connect(settings, stopping)
     try:
         if bus is not None:
-            loop = Loop(bus, database, clock, own.limits, store_mib=own.store_mib)
+            loop = Loop(bus, database, clock, own.limits, store_mib=settings.nats_store_mib)
             stop = asyncio.create_task(_stop_when(stopping, loop))
             try:
                 await loop.run()

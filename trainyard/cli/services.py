@@ -35,7 +35,9 @@ def broker(
     """Run the broker alone, with a key and least permissions for each service and host."""
     settings = Settings()
     try:
-        prepared = EmbeddedBroker(settings.home, settings.nats_port, listen=listen).prepare()
+        prepared = EmbeddedBroker(
+            settings.home, settings.nats_port, listen=listen, store_mib=settings.nats_store_mib
+        ).prepare()
         _become(prepared.command())
     except (BrokerMissing, BrokerConfigInvalid) as error:
         raise fail(str(error)) from None

@@ -157,7 +157,7 @@ def _broker(settings: Settings, env: dict[str, str]) -> Service:
             f"Port {port} (TRAINYARD_NATS_PORT) is in use. Stop what listens there, or set another port; 0 takes any free one."
         )
     try:
-        broker = EmbeddedBroker(settings.home, port).prepare()
+        broker = EmbeddedBroker(settings.home, port, store_mib=settings.nats_store_mib).prepare()
         argv = broker.command()
     except (BrokerMissing, BrokerConfigInvalid) as error:
         raise StackRefused(str(error)) from None

@@ -18,8 +18,9 @@ from shared.bus import (
     ensure_streams,
     wire,
 )
-from shared.bus.streams import SPECS, server_config
+from shared.bus.streams import DEFAULT_STORE_MIB, SPECS, server_config
 from shared.events import decode
+from shared.settings import Settings
 
 pytestmark = pytest.mark.contract
 
@@ -180,7 +181,8 @@ async def test_ensure_streams_is_idempotent_and_repairs_drift(bus_for) -> None:
 async def test_every_stream_is_bounded_and_together_they_fit_the_store() -> None:
     configs = [server_config(spec) for spec in SPECS.values()]
     assert all(c["max_bytes"] > 0 for c in configs)
-    assert sum(c["max_bytes"] for c in configs) <= 2048 * 1024 * 1024
+    assert sum(c["max_bytes"] for c in configs) <= DEFAULT_STORE_MIB * 1024 * 1024
+    assert Settings().nats_store_mib == DEFAULT_STORE_MIB
     for name in ("METRICS", "LOGS", "SAMPLES"):
         config = server_config(SPECS[name])
         assert (config["persist_mode"], config["compression"], config["discard"]) == (

@@ -208,7 +208,7 @@ def _spawn(broker: RunningBroker) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "TRAINYARD_HOME": str(broker.home),
         "TRAINYARD_NATS_URL": broker.url,
-        "TRAINYARD_SCHEDULER_STORE_MIB": str(TEST_STORE_MIB),
+        "TRAINYARD_NATS_STORE_MIB": str(TEST_STORE_MIB),
     }
     return subprocess.Popen(
         [sys.executable, "-m", "services.scheduler"], env=environment, stderr=subprocess.DEVNULL
