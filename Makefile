@@ -38,7 +38,7 @@ check: $(STAMP)  ## ruff, mypy, import contracts
 
 test: $(STAMP)  ## check, then the whole suite
 	$(MAKE) check
-	$(BIN)/python -m pytest -q -m "not nightly and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not nightly and not gpu" $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## ratios against baselines measured in the same run
 	$(BIN)/python benchmarks/run.py
