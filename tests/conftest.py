@@ -80,6 +80,18 @@ class RunningBroker:
         """End it as a crash would."""
         self.stop(signal.SIGKILL)
 
+    async def freeze(self) -> None:
+        """Stop it from running, as a machine that hangs; returns once it stands still."""
+        assert self.process is not None
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        self.process.send_signal(signal.SIGSTOP)
+        await eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+
+    def thaw(self) -> None:
+        """Let a frozen broker go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     async def restart(self) -> None:
         """Crash it and start it again on the same store and port."""
         self.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 
 import pytest
 
@@ -20,12 +19,12 @@ async def test_a_link_that_swallows_everything_is_given_up_and_replaced(
 ) -> None:
     monkeypatch.setattr(link, "PING_SECONDS", 0.5)
     agent = await bus_for("agent", "box1")
-    broker.process.send_signal(signal.SIGSTOP)
+    await broker.freeze()
     await eventually(lambda: not agent.is_connected)
     subject, event, env, msg_id = fact(1)
     with pytest.raises(BusUnavailable):
         await agent.publish(subject, event, env, msg_id=msg_id)
-    broker.process.send_signal(signal.SIGCONT)
+    broker.thaw()
     await agent.connection.wait_connected(15)
     assert (await agent.publish(subject, event, env, msg_id=msg_id)).seq == 1
 
