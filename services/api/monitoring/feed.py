@@ -17,6 +17,7 @@ from services.api.monitoring.hub import Subscription, first_seq, slow_client_gap
 from services.api.telemetry import tables
 from services.api.telemetry.frames import Frame, read_frames
 from shared.db import Database
+from shared.jobs.lifecycle import JobState
 
 WINDOW = 500
 """Frame numbers read at once."""
@@ -38,6 +39,15 @@ def read_head(session: Session, job: str) -> Head | None:
     c = tables.job_live.c
     row = session.execute(select(c.id, c.frame_seq, c.ended_seq).where(c.job == job)).one_or_none()
     return Head(row.id, row.frame_seq, row.ended_seq) if row else None
+
+
+def shown_state(session: Session, job: str) -> JobState | None:
+    """Return the state that the newest status frame showed; None before one, or while one is yet to come."""
+    c = tables.job_live.c
+    row = session.execute(select(c.state, c.pending).where(c.job == job)).one_or_none()
+    if row is None or row.state is None or row.pending is not None:
+        return None
+    return JobState.model_validate_json(row.state)
 
 
 class Feed:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter
@@ -19,14 +20,16 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from services.api.deps import ApiServices, lang_of, services_of
 from services.api.hosts.models import HostRow
-from services.api.monitoring.feed import Feed, Head, read_head
+from services.api.jobs.models import JobRow
+from services.api.monitoring.feed import Feed, Head, read_head, shown_state
 from services.api.monitoring.hub import Subscription
 from services.api.monitoring.routes import ReadJob
-from services.api.telemetry.frames import Frame, moment
+from services.api.telemetry.frames import Frame, moment, status_data
 from services.api.telemetry.latest import read_latest
 from services.api.telemetry.windows import LogQuery, checkpoints, logs
 from shared.db import Database
 from shared.errors import TrainyardError
+from shared.jobs.lifecycle import JobState
 from shared.jobs.reasons import Lang
 
 BEHIND_SECONDS = 30.0
@@ -58,6 +61,8 @@ def live_routes(read_job: ReadJob) -> APIRouter:
     @router.websocket("/api/v1/monitoring/{job_uuid}/live")
     async def live(socket: WebSocket, job_uuid: str) -> None:
         services, lang = services_of(socket), lang_of(socket)
+        with contextlib.suppress(ValueError):
+            job_uuid = str(UUID(job_uuid))
         await socket.accept(subprotocol=_subprotocol(socket))
         subscription = services.hub.subscribe(job_uuid)
         client = _Client(socket, services, subscription, lang)
@@ -92,15 +97,12 @@ class _Client:
     async def serve(self, job: str, read_job: ReadJob) -> None:
         """Send until the job has ended or the client leaves."""
         since = _since(self._socket.query_params.get("since"))
-        try:
-            shown = await read_job(job, self._lang)
-        except TrainyardError as error:
-            raise _Refused(4404, error.detail_en, error.detail_zh) from None
         if since is None:
-            snapshot = await self._snapshot(job, shown)
+            snapshot = await self._snapshot(job, read_job)
             since = snapshot["seq"]
             first: str | None = orjson.dumps(snapshot).decode()
         else:
+            await self._job(job, read_job)
             head = await self._services.telemetry.read(lambda s: read_head(s, job))
             _check_since(since, head)
             first = None
@@ -162,7 +164,13 @@ class _Client:
         shown["data"]["host"] = self._labels.get(host, host)
         return orjson.dumps(shown).decode()
 
-    async def _snapshot(self, job: str, shown: dict[str, Any]) -> dict[str, Any]:
+    async def _job(self, job: str, read_job: ReadJob) -> dict[str, Any]:
+        try:
+            return await read_job(job, self._lang)
+        except TrainyardError as error:
+            raise _Refused(4404, error.detail_en, error.detail_zh) from None
+
+    async def _snapshot(self, job: str, read_job: ReadJob) -> dict[str, Any]:
         now = self._services.clock.now().timestamp()
 
         def work(session: Session) -> dict[str, Any]:
@@ -176,9 +184,21 @@ class _Client:
                 ),
                 "checkpoints": checkpoints(session, head.job_id),
                 "latest": read_latest(session, [job]).get(job),
+                "state": shown_state(session, job),
             }
 
         found = await self._services.telemetry.read(work)
+        # After the frame number: what changes in between is in the job, and comes as a frame once more.
+        projected = await self._services.main.read(lambda s: _projected(s, job))
+        shown = await self._job(job, read_job)
+        state: JobState | None = found.pop("state", None)
+        if state is not None and state.job_n > projected and not state.deleted:
+            # The frames were faster than the job's row, and this status is not sent again.
+            shown |= {k: v for k, v in status_data(state, self._lang).items() if k in shown}
+            if state.host is not None:
+                shown["host"] = (await _host_labels(self._services.main)).get(
+                    state.host, state.host
+                )
         latest = found.pop("latest")
         data = {
             "job": shown,
@@ -220,6 +240,12 @@ def _subprotocol(socket: WebSocket) -> str | None:
     if PROTOCOL in offered:
         return PROTOCOL
     return next((name for name in offered if name.startswith("bearer.")), None)
+
+
+def _projected(session: Session, job: str) -> int:
+    """Return the number of the last job.* event in the job's row."""
+    row = session.get(JobRow, job)
+    return row.job_n if row else 0
 
 
 async def _host_labels(main: Database) -> dict[str, str]:

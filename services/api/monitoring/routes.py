@@ -34,12 +34,14 @@ def telemetry_routes(read_job: ReadJob) -> APIRouter:
     """Return the routes below `/api/v1/jobs/{uuid}`."""
     router = APIRouter(prefix="/api/v1/jobs/{uuid}", tags=["monitoring"])
 
+    async def job_uuid(uuid: str, lang: Lang) -> str:
+        """Return the uuid as it is stored. Raises the 404, also while a deleted job is being emptied."""
+        return str((await read_job(uuid, lang))["uuid"])
+
     async def found(services: Services, uuid: str, lang: Lang) -> tuple[int, int]:
         """Return the telemetry id (0: none yet) and newest frame number. Raises the 404."""
-        row = await services.telemetry.read(lambda s: job_id_of(s, uuid))
-        if row is None:
-            await read_job(uuid, lang)
-        return row or (0, 0)
+        job = await job_uuid(uuid, lang)
+        return await services.telemetry.read(lambda s: job_id_of(s, job)) or (0, 0)
 
     @router.get("/metrics", response_model=MetricsRead)
     async def read_metrics(  # noqa: PLR0913 - one parameter each in the query
@@ -61,8 +63,8 @@ def telemetry_routes(read_job: ReadJob) -> APIRouter:
         """Return metrics as columns; of several attempts the newest stands at each step."""
         _check_range(start, stop)
         query = ChartQuery(_names(names), x, start, stop, points)
-        await found(services, uuid, lang)
-        body = await services.telemetry.read(lambda s: orjson.dumps(chart(s, uuid, query)))
+        job = await job_uuid(uuid, lang)
+        body = await services.telemetry.read(lambda s: orjson.dumps(chart(s, job, query)))
         return Response(body, media_type="application/json")
 
     @router.get("/logs", response_model=LogPage)

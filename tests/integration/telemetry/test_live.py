@@ -13,11 +13,13 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from sqlmodel import update
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from services.api.auth import Gate
 from services.api.deps import ApiServices
+from services.api.jobs.models import JobRow
 from services.api.link import BusLink
 from services.api.monitoring.live import live_routes
 from services.api.monitoring.routes import telemetry_routes
@@ -39,7 +41,7 @@ KNOWN = {"j", "queued"}
 async def read_job(uuid: str, lang: Lang) -> dict[str, Any]:
     if uuid not in KNOWN:
         raise not_found("job", "任务", uuid)
-    return {"uuid": uuid, "lang": lang}
+    return {"uuid": uuid, "lang": lang, "status": "PENDING"}
 
 
 class Site:
@@ -126,7 +128,7 @@ async def test_snapshot_then_frames_then_a_normal_close(sqlite_yard: Yard, site:
         snapshot = await next_frame(client)
         assert (snapshot["type"], snapshot["seq"]) == ("snapshot", 7)
         data = snapshot["data"]
-        assert data["job"] == {"uuid": "j", "lang": "en"}
+        assert data["job"] == {"uuid": "j", "lang": "en", "status": "PENDING"}
         assert data["latest_metrics"]["step"] == 2
         assert [line["message"] for line in data["logs"]] == ["one", "two"]
         assert [(c["step"], c["best"], c["last"]) for c in data["checkpoints"]] == [(2, True, True)]
@@ -139,9 +141,12 @@ async def test_snapshot_then_frames_then_a_normal_close(sqlite_yard: Yard, site:
         frames, code, _ = await rest_of(client)
         assert [(f["type"], f["data"]["status"]) for f in frames] == [("status", "COMPLETED")]
         assert code == 1000
+    # The job's row is behind: it says PENDING yet, and no status frame will follow that corrects the snapshot.
+    await sqlite_yard.main.write(lambda s: s.execute(update(JobRow).values(job_n=1)))
     async with site.live() as client:
         frames, code, _ = await rest_of(client)
         assert ([f["type"] for f in frames], code) == (["snapshot"], 1000)
+        assert frames[0]["data"]["job"]["status"] == "COMPLETED"
 
 
 async def test_a_client_that_comes_back_misses_nothing(sqlite_yard: Yard, site: Site) -> None:
