@@ -29,7 +29,7 @@ def list_hosts(output: OutputOption = "text") -> None:
         rows.append(
             (host.id, host.label, f"{state}, drained" if host.drained else state, len(gpus),
              sum(1 for g in gpus if not g.get("held_by")), data.get("device") or "",
-             " ".join(str(r) for r in data.get("runs") or []), data.get("last_heartbeat") or ""),
+             " ".join(j["name"] or j["uuid"] for j in data.get("jobs") or []), data.get("last_seen") or ""),
         )  # fmt: skip
     print_rows(("ID", "LABEL", "STATE", "GPUS", "FREE", "DEVICE", "RUNS", "LAST HEARTBEAT"), rows)
 
