@@ -41,6 +41,8 @@ from shared.specs import (
 )
 
 KEY_LONGEST = 255
+HOSTS_SECONDS = 1.0
+"""Where a job may run only decides which checks are made early; the host makes them all again."""
 _PREFLIGHT = Preflight()
 """Caches by path and mtime; nothing in it depends on the app it was made for."""
 
@@ -73,7 +75,7 @@ def checked(services: ApiServices, body: Any) -> Checked:
     """Do what `check` does, in this thread: it reads files."""
     spec = parse_job_spec(body)
     settings = services.settings
-    hosts = services.main.read_now(known_hosts)
+    hosts = recent_hosts(services)
     embedded = (settings.home / "run" / "nats.json").exists()
     around = Surroundings(
         place_of(spec, hosts, socket.gethostname(), embedded=embedded),
@@ -124,7 +126,7 @@ def prepare(services: ApiServices, body: Any, key: str | None, digest: str) -> J
         algorithm=found.spec.algorithm,
         tags=list(found.spec.tags),
         config=found.config,
-        depends_on=list(found.spec.depends_on),
+        depends_on=list(dependencies(found.spec)),
         created_at=now,
         idempotency_key=key,
         body_hash=digest,
@@ -226,6 +228,15 @@ def check_dependencies(session: Session, spec: JobSpec, needs: tuple[str, ...]) 
                 f"任务 {job}（{row.name}）的状态为 {row.status}，依赖它的任务无法启动。请先重试该任务，或去掉该依赖。",
             )
     _check_step(session, spec, rows)
+
+
+def recent_hosts(services: ApiServices) -> list[KnownHost]:
+    """Return the hosts that may take jobs, as of at most HOSTS_SECONDS ago."""
+    now = services.clock.boot()
+    seen = services.hosts_seen
+    if seen is None or now - seen[0] > HOSTS_SECONDS:
+        seen = services.hosts_seen = (now, services.main.read_now(known_hosts))
+    return seen[1]
 
 
 def known_hosts(session: Session) -> list[KnownHost]:
