@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from services.api.jobs.placement import KnownHost
 from services.api.language import language
 from services.api.limits import PARSED
 from services.api.link import BusLink
@@ -42,6 +43,8 @@ class ApiServices:
     metrics: ApiMetrics = field(default_factory=ApiMetrics)
     wake_outbox: Callable[[], None] = _nothing
     """Called after a request was committed, so that it is published at once."""
+    hosts_seen: tuple[float, list[KnownHost]] | None = None
+    """Hosts as of a moment of the boot clock; a burst of submits asks for them once."""
     projector: Projector | None = None
     """The running `Projector`, once there is a bus."""
 

@@ -19,9 +19,9 @@ from shared.events import subjects
 from shared.events.calls import HostCommand, HostReply
 
 LOCAL_CHUNK = 1 << 20
-REMOTE_CHUNK = 256 << 10
-"""Bytes of one answer before base64; well below the broker's message limit."""
-FILES_AT_MOST = 10_000
+REMOTE_CHUNK = 192 << 10
+"""Bytes of one answer before base64, the most that an agent gives."""
+FILES_AT_MOST = 2000
 REMOTE_SECONDS = 20.0
 MANIFEST = "manifest.json"
 
@@ -109,7 +109,8 @@ class HostFolder:
         result = await self._ask("list_files", {"path": self._folder})
         listed = result.get("files") or []
         found = [Entry(str(f["path"]), int(f["size"])) for f in listed[: FILES_AT_MOST + 1]]
-        if len(found) > FILES_AT_MOST or not all(_is_inside(e.path) for e in found):
+        whole = len(found) <= FILES_AT_MOST and not result.get("truncated")
+        if not whole or not all(_is_inside(e.path) for e in found):
             raise _unreadable(self._host, "its list of files is not a checkpoint's")
         return sorted(found, key=lambda e: e.path)
 

@@ -18,6 +18,8 @@ class JobRow(MainTable, table=True):
     __table_args__ = (
         Index("ix_job_created_at_uuid", "created_at", "uuid"),
         Index("ix_job_status_created_at", "status", "created_at"),
+        # Counts by status are read from this alone; a row with its configuration is large.
+        Index("ix_job_deleted_at_status", "deleted_at", "status"),
         Index("uq_job_idempotency_key", "idempotency_key", unique=True),
     )
 

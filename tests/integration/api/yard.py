@@ -152,6 +152,7 @@ class ApiYard:
     async def apply(self, stream: str, subject: str, *events: EventBase) -> None:
         items = [self.item(stream, subject, event) for event in events]
         await self.main.write(lambda session: apply_main(session, stream, items))
+        self.services.hosts_seen = None
 
     def item(self, stream: str, subject: str, event: EventBase) -> Item:
         self._seq += 1

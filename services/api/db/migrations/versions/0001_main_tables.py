@@ -95,6 +95,7 @@ def upgrade() -> None:
         batch_op.create_index("ix_job_created_at_uuid", ["created_at", "uuid"], unique=False)
         batch_op.create_index("ix_job_host", ["host"], unique=False)
         batch_op.create_index("ix_job_status_created_at", ["status", "created_at"], unique=False)
+        batch_op.create_index("ix_job_deleted_at_status", ["deleted_at", "status"], unique=False)
         batch_op.create_index("uq_job_idempotency_key", ["idempotency_key"], unique=True)
 
     op.create_table(
@@ -174,6 +175,7 @@ def downgrade() -> None:
     op.drop_table("job_dependency")
     with op.batch_alter_table("job", schema=None) as batch_op:
         batch_op.drop_index("uq_job_idempotency_key")
+        batch_op.drop_index("ix_job_deleted_at_status")
         batch_op.drop_index("ix_job_status_created_at")
         batch_op.drop_index("ix_job_host")
         batch_op.drop_index("ix_job_created_at_uuid")
