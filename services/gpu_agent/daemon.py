@@ -85,7 +85,7 @@ class Agent:
         )
         self.runner = Runner(self.files, self.relay, starter, self.clock)
         self.relay.on_facts_lost = self.runner.send_all_again
-        self.control = ControlFollower(host, self._changed)
+        self.control = ControlFollower(host, self._commanded)
         self.heartbeat = HeartbeatLoop(
             host=host,
             instance=uuid.uuid4().hex,
@@ -98,6 +98,13 @@ class Agent:
         )
         self._commands = Commands(host, self.files, settings.roots, PROJECT_ROOT)
         self._sampler = Sampler(inventory, lambda: self.runner.alive, options.sample_seconds)
+
+    def _commanded(self) -> None:
+        """Follow what is wanted; a drained host asks first, for new work may mean that it is no longer drained."""
+        if self.heartbeat.standing.drained:
+            self.heartbeat.beat_soon()
+        else:
+            self._changed()
 
     def _changed(self) -> None:
         """Let the runner see what the scheduler said last."""

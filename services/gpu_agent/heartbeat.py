@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,13 +50,23 @@ class HeartbeatLoop:
     changed: Callable[[], None]
     """Called after each answer."""
     standing: Standing = field(default_factory=Standing)
+    _soon: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def beat_soon(self) -> None:
+        """Ask the scheduler now instead of at the next turn; `changed` is called with or without an answer."""
+        self._soon.set()
 
     async def run(self, bus: Bus) -> None:
         """Beat for ever."""
         while True:
             began = self.clock.boot()
-            await self.beat(bus)
-            await asyncio.sleep(max(0.1, self.every - (self.clock.boot() - began)))
+            asked = self._soon.is_set()
+            self._soon.clear()
+            if not await self.beat(bus) and asked:
+                self.changed()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.1, self.every - (self.clock.boot() - began))):
+                    await self._soon.wait()
 
     async def beat(self, bus: Bus) -> bool:
         """Send one heartbeat; tell whether it was answered."""

@@ -187,6 +187,21 @@ async def test_drained_host_refuses(local_agent: LocalAgent, plane: ControlPlane
     assert plane.of("job1", "run")[0]["reason"] == Reason.HOST_DRAINED
 
 
+async def test_host_takes_work_the_moment_it_is_no_longer_drained(
+    local_agent: LocalAgent, plane: ControlPlane
+) -> None:
+    plane.drained = True
+    agent = await local_agent.start()
+    await eventually(lambda: agent.heartbeat.standing.drained, 5)
+    agent.heartbeat.every = 60.0
+    beats = len(plane.heartbeats)
+    await eventually(lambda: len(plane.heartbeats) > beats, 5)
+    plane.drained = False
+    await plane.want(plane.entry("job1"))
+    await plane.wait_fact("job1", "accepted")
+    assert "refused" not in plane.facts("job1")
+
+
 async def test_busy_slot_is_refused_and_the_first_run_is_untouched(
     local_agent: LocalAgent, plane: ControlPlane
 ) -> None:
