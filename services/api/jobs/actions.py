@@ -58,7 +58,7 @@ _BLOCKED_BY: dict[Action, frozenset[Action]] = {
     Action.RESUME: frozenset({Action.CANCEL, Action.DELETE}),
     Action.RETRY: frozenset({Action.DELETE}),
     Action.DECLARE_LOST: frozenset({Action.DELETE}),
-    Action.DELETE: frozenset({Action.RETRY}),
+    Action.DELETE: frozenset(),
 }
 
 

@@ -28,10 +28,16 @@ def state_of(row: JobRow) -> JobState | None:
     return JobState.model_validate(row.state) if row.state else None
 
 
+def status_now(row: JobRow, pending: AbstractSet[Action]) -> JobStatus:
+    """Return the status; an ended job whose retry is accepted waits already, so that nobody takes it for ended."""
+    status = JobStatus(row.status)
+    return JobStatus.PENDING if status.is_terminal and Action.RETRY in pending else status
+
+
 def job_now(row: JobRow, pending: AbstractSet[Action]) -> JobNow:
     """Return what decisions are made from."""
     state = row.state or {}
-    return JobNow(JobStatus(row.status), row.reason, pending, state.get("stop_requested"))
+    return JobNow(status_now(row, pending), row.reason, pending, state.get("stop_requested"))
 
 
 def job_read(
@@ -46,18 +52,22 @@ def job_read(
     state = state_of(row)
     stopping = _stop(state, pending)
     reason = Reason(row.reason) if row.reason else None
-    if stopping and row.status in _LIVE and reason is not Reason.DISCONNECTED:
+    status = status_now(row, pending)
+    reopening = status.value != row.status
+    if reopening:
+        reason = None
+    if stopping and status.value in _LIVE and reason is not Reason.DISCONNECTED:
         reason = Reason.STOPPING
     found = latest or Latest()
     return JobRead(
         uuid=row.uuid,
         name=row.name,
         description=row.description,
-        status=row.status,
+        status=status.value,
         reason=reason.value if reason else None,
-        message=_message(state, reason, lang),
+        message=_message(None if reopening else state, reason, lang),
         hint=REASONS[reason].hint(lang) if reason else None,
-        waiting_for=_waiting(row, state, reason, lang),
+        waiting_for=_NOT_SEEN[lang] if reopening else _waiting(row, state, reason, lang),
         algorithm=row.algorithm,
         config=row.config,
         attempt=row.attempt,
@@ -68,11 +78,11 @@ def job_read(
         tags=list(row.tags),
         progress=Progress(**found.progress) if found.progress else None,
         latest_metrics=found.latest_metrics or {},
-        final_metrics=_final(row, state),
+        final_metrics=None if reopening else _final(row, state),
         checkpoint_dir=state.checkpoint_dir if state else None,
         created_at=row.created_at,
         started_at=row.started_at,
-        finished_at=row.finished_at,
+        finished_at=None if reopening else row.finished_at,
         priority=row.priority,
         stop_requested=stopping,
     )

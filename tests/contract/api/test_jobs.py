@@ -99,9 +99,12 @@ async def test_actions_follow_the_status(both: ApiYard) -> None:
     assert (await both.act(uuid, "cancel")).status_code == 202
     await both.say(Change.CANCELLED, uuid, status=JobStatus.CANCELLED, req_n=4)
     assert (await both.act(uuid, "cancel")).json()["code"] == "invalid_transition"
-    assert (await both.act(uuid, "retry")).status_code == 202
+    retried = await both.act(uuid, "retry")
+    assert (retried.status_code, retried.json()["status"]) == (202, "PENDING")
+    assert retried.json()["finished_at"] is None
     reply = await both.http.delete(f"/api/v1/jobs/{uuid}")
-    assert reply.json()["code"] == "request_pending"
+    assert reply.json()["code"] == "invalid_transition"
+    assert (await both.act(uuid, "cancel")).status_code == 202
 
 
 async def test_declare_lost_is_for_silent_hosts(both: ApiYard) -> None:
