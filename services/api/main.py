@@ -106,8 +106,9 @@ def make_services(settings: ApiSettings) -> ApiServices:
         migrate_main(main_db)
         migrate_telemetry(telemetry_db)
     except SQLAlchemyError as error:
+        cause = " ".join(str(getattr(error, "orig", None) or error).split())[:500].rstrip(".")
         raise Refused(
-            f"The database cannot be used: {type(error).__name__}: {str(error)[:500]}. "
+            f"The database cannot be used: {type(error).__name__}: {cause}. "
             "Check TRAINYARD_DATABASE_URL, or restore the database of TRAINYARD_HOME.",
             EX_CONFIG,
         ) from error

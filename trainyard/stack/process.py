@@ -16,6 +16,8 @@ from shared.log import logger
 from trainyard.stack.restart import next_delay
 
 PR_SET_PDEATHSIG = 1
+EX_CONFIG = 78
+"""A service leaves with this when its settings forbid it to run: starting it again would change nothing."""
 LOG_LIMIT_BYTES = 32 * 1024 * 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 log = logger("up")
@@ -39,6 +41,7 @@ class Service:
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
     stopping: bool = field(default=False, init=False)
     _watch: asyncio.Task[None] | None = field(default=None, init=False)
+    _refused: bool = field(default=False, init=False)
 
     async def start(self) -> None:
         """Start it and wait until it is ready. Raises StartFailed."""
@@ -47,11 +50,13 @@ class Service:
         await self.wait_ready()
 
     async def wait_ready(self) -> None:
-        """Wait for readiness. Raises StartFailed after `ready_seconds`."""
+        """Wait for readiness. Raises StartFailed after `ready_seconds`, or when its settings forbid it to run."""
         deadline = time.monotonic() + self.ready_seconds
         while time.monotonic() < deadline:
             if await self.ready():
                 return
+            if self._refused:
+                raise StartFailed(f"{self.name} refuses to start. {_last_line(self.log_path)}")
             await asyncio.sleep(0.05)
         raise StartFailed(
             f"{self.name} is not ready after {self.ready_seconds:g} s; its log: {self.log_path}"
@@ -95,6 +100,7 @@ class Service:
             code = await self.process.wait()
             if self.stopping:
                 return
+            self._refused = code == EX_CONFIG
             delay, failures = next_delay(failures, time.monotonic() - started)
             log.warning("died", name=self.name, exit_code=code, restart_in_seconds=delay)
             await asyncio.sleep(delay)
@@ -112,6 +118,12 @@ def _end_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _last_line(path: Path) -> str:
+    """Return what the service said last: the sentence for the person who started it."""
+    lines = path.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"Its log: {path}"
 
 
 def _rotate(path: Path) -> None:

@@ -54,6 +54,16 @@ async def test_a_service_that_is_never_ready_names_its_log(tmp_path: Path) -> No
     await service.stop()
 
 
+async def test_a_service_whose_settings_are_refused_says_so_at_once(tmp_path: Path) -> None:
+    script = "import sys; print('TRAINYARD_X is wrong; set Y.', file=sys.stderr); sys.exit(78)"
+    service = a_service(tmp_path, script, seconds=30)
+    began = time.monotonic()
+    with pytest.raises(StartFailed, match=r"TRAINYARD_X is wrong; set Y\."):
+        await service.start()
+    assert time.monotonic() - began < 10
+    await service.stop()
+
+
 async def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SCRIPT
     service = a_service(tmp_path, script)
