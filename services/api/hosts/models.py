@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import BigInteger
 from sqlmodel import Field
 
 from services.api.db.types import JsonType, MainTable, UtcTime
@@ -21,7 +22,8 @@ class HostRow(MainTable, table=True):
     joined_at: datetime | None = Field(default=None, sa_type=UtcTime)
     req_n: int = 0
     """Number of the user's last request about this host."""
-    host_n: int = 0
+    host_n: int = Field(default=0, sa_type=BigInteger)
+    """Of the scheduler's last word; it grows with the clock, in milliseconds."""
     online: bool = False
     drained: bool = False
     forgotten: bool = False

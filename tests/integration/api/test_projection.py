@@ -104,11 +104,12 @@ async def test_a_deleted_job_keeps_only_its_tombstone(both: ApiYard) -> None:
 
 
 async def test_an_older_word_about_a_host_changes_nothing(both: ApiYard) -> None:
-    await both.say_host("h1", 5, online=False)
-    await both.say_host("h1", 4, online=True)
+    n = 1_795_320_614_664  # as the scheduler numbers them: it grows with the clock, in milliseconds
+    await both.say_host("h1", n, online=False)
+    await both.say_host("h1", n - 1, online=True)
     (row,) = both.rows(select(HostRow))
-    assert (row.host_n, row.online, row.inventory["device"]) == (5, False, "cuda")
-    event = HostUpdated(at=now(), host="h1", host_n=6, label="b", online=True, drained=True)
+    assert (row.host_n, row.online, row.inventory["device"]) == (n, False, "cuda")
+    event = HostUpdated(at=now(), host="h1", host_n=n + 1, label="b", online=True, drained=True)
     await both.apply("JOBS", "host.h1", event)
     (row,) = both.rows(select(HostRow))
     assert (row.label, row.drained, row.inventory["device"]) == ("b", True, "cuda")

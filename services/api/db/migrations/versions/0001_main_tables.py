@@ -53,7 +53,7 @@ def upgrade() -> None:
         sa.Column("public_key", sa.String(length=128), nullable=True),
         sa.Column("joined_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("req_n", sa.Integer(), nullable=False),
-        sa.Column("host_n", sa.Integer(), nullable=False),
+        sa.Column("host_n", sa.BigInteger(), nullable=False),
         sa.Column("online", sa.Boolean(), nullable=False),
         sa.Column("drained", sa.Boolean(), nullable=False),
         sa.Column("forgotten", sa.Boolean(), nullable=False),
