@@ -58,6 +58,13 @@ class JobPriorityRequested(RequestBase):
     priority: int
 
 
+class JobSecretsRequested(RequestBase):
+    """The names of the secrets that a job has from now on; attempts that start later fetch the values."""
+
+    type: Literal["request.job.secrets.v1"] = "request.job.secrets.v1"
+    secret_names: tuple[str, ...]
+
+
 class JobDeclareLostRequested(RequestBase):
     """The user says that the silent host will not come back: requeue the job."""
 
@@ -97,6 +104,7 @@ JobRequest = (
     | JobResumeRequested
     | JobRetryRequested
     | JobPriorityRequested
+    | JobSecretsRequested
     | JobDeclareLostRequested
     | JobDeleteRequested
 )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from fastapi import APIRouter, Response
 from sqlalchemy import delete
 from sqlmodel import Session, col
 
-from services.api.db.tables import JobSecretRow
+from services.api.db.tables import JobRow, JobSecretRow
 from services.api.deps import Services
 from services.api.jobs.repository import find_job
 from services.api.jobs.schemas import SecretRead, SecretValue
+from services.api.outbox import add_request
 from services.api.secrets.names import check_name
 from services.api.secrets.store import seal, secrets_of
 from shared.errors import TrainyardError, not_found
+from shared.events.requests import JobSecretsRequested
 
 router = APIRouter(tags=["secrets"])
 SECRETS = "/api/v1/jobs/{uuid}/secrets"
@@ -35,28 +39,47 @@ async def put_secret(uuid: str, name: str, value: SecretValue, services: Service
     now = services.clock.now()
 
     def work(session: Session) -> None:
-        job = find_job(session, uuid).uuid
-        there = secrets_of(session, job)
-        if len(there) >= SECRETS_AT_MOST and name not in {row.name for row in there}:
+        row = find_job(session, uuid, lock=True)
+        there = {secret.name for secret in secrets_of(session, row.uuid)}
+        if len(there) >= SECRETS_AT_MOST and name not in there:
             raise _too_many()
-        _drop(session, job, name)
-        session.add_all(seal(services.keyring, job, {name: value.value}, now))
+        _drop(session, row.uuid, name)
+        session.add_all(seal(services.keyring, row.uuid, {name: value.value}, now))
+        if name not in there:
+            _tell(session, row, there | {name}, now)
         session.flush()
 
     await services.main.write(work)
+    services.wake_outbox()
     return Response(status_code=204)
 
 
 @router.delete(SECRETS + "/{name}", status_code=204, summary="Delete a secret")
 async def delete_secret(uuid: str, name: str, services: Services) -> Response:
     """Forget one secret."""
+    now = services.clock.now()
 
     def work(session: Session) -> None:
-        if not _drop(session, find_job(session, uuid).uuid, name):
+        row = find_job(session, uuid, lock=True)
+        if not _drop(session, row.uuid, name):
             raise not_found("secret", "密钥", name[:64])
+        _tell(session, row, {secret.name for secret in secrets_of(session, row.uuid)}, now)
+        session.flush()
 
     await services.main.write(work)
+    services.wake_outbox()
     return Response(status_code=204)
+
+
+def _tell(session: Session, row: JobRow, names: set[str], now: datetime) -> None:
+    """Let the scheduler know which secrets the next attempt has to fetch, in the same transaction."""
+    row.req_n += 1
+    add_request(
+        session,
+        JobSecretsRequested(
+            job=row.uuid, req_n=row.req_n, at=now, secret_names=tuple(sorted(names))
+        ),
+    )
 
 
 def _drop(session: Session, job: str, name: str) -> bool:

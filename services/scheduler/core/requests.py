@@ -25,6 +25,7 @@ from shared.events.requests import (
     JobRequest,
     JobResumeRequested,
     JobRetryRequested,
+    JobSecretsRequested,
     JobSubmitRequested,
 )
 from shared.jobs.lifecycle import Bilingual, Change
@@ -165,6 +166,13 @@ def _priority(draft: Draft, job: Job, request: JobRequest) -> None:
         draft.change(job, Change.UPDATED, priority=max(0, min(100, request.priority)))
 
 
+def _secrets(draft: Draft, job: Job, request: JobRequest) -> None:
+    """Take over the names in any status: an ended job may be retried, and a running one goes on as it began."""
+    assert isinstance(request, JobSecretsRequested)
+    names = tuple(sorted(set(request.secret_names)))
+    draft.change(replace(job, secret_names=names), Change.UPDATED)
+
+
 def _declare_lost(draft: Draft, job: Job, _: JobRequest) -> None:
     run = job.run
     if job.is_ended:
@@ -209,6 +217,7 @@ _HANDLERS: dict[type[Any], Callable[[Draft, Job, JobRequest], None]] = {
     JobResumeRequested: _resume,
     JobRetryRequested: _retry,
     JobPriorityRequested: _priority,
+    JobSecretsRequested: _secrets,
     JobDeclareLostRequested: _declare_lost,
     JobDeleteRequested: _delete,
 }

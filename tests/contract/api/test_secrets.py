@@ -77,6 +77,25 @@ async def test_secrets_are_set_replaced_and_deleted(both: ApiYard) -> None:
     assert (await both.http.delete(f"{base}/HF_TOKEN")).status_code == 404
 
 
+async def test_the_scheduler_hears_which_secrets_a_job_has(both: ApiYard) -> None:
+    uuid = (await both.submit(secrets={"HF_TOKEN": CANARY}))["uuid"]
+    base = f"/api/v1/jobs/{uuid}/secrets"
+    for name in ("WANDB_API_KEY", "WANDB_API_KEY", "reward_model_api_key"):
+        assert (await both.http.put(f"{base}/{name}", json={"value": CANARY})).status_code == 204
+    assert (await both.http.delete(f"{base}/HF_TOKEN")).status_code == 204
+    assert (await both.http.delete(f"{base}/HF_TOKEN")).status_code == 404
+    rows = both.rows(select(RequestRow).where(RequestRow.key == f"job:{uuid}"))
+    rows.sort(key=lambda row: row.req_n)
+    assert [row.req_n for row in rows] == [1, 2, 3, 4]
+    assert [row.body["secret_names"] for row in rows] == [
+        ["HF_TOKEN"],
+        ["HF_TOKEN", "WANDB_API_KEY"],
+        ["HF_TOKEN", "WANDB_API_KEY", "reward_model_api_key"],
+        ["WANDB_API_KEY", "reward_model_api_key"],
+    ]
+    assert not any(CANARY in str(row.body) for row in rows)
+
+
 async def test_only_the_host_of_the_running_attempt_gets_them(both: ApiYard) -> None:
     uuid = (await both.submit(secrets={"HF_TOKEN": CANARY}))["uuid"]
     await both.say(Change.ASSIGNED, uuid, host="h1", attempt=1)

@@ -12,6 +12,7 @@ from shared.events.requests import (
     JobPauseRequested,
     JobResumeRequested,
     JobRetryRequested,
+    JobSecretsRequested,
 )
 from shared.events.run import RunCheckpoint, RunCollected, RunExited, RunRefused, RunStarted
 from shared.jobs.lifecycle import Change
@@ -271,3 +272,27 @@ def test_delete_leaves_a_tombstone_and_collects_on_every_host() -> None:
     assert (collect.host, collect.desired) == ("box1", "collect")
     made = world.do(FactArrived("box1", job.id, 1, RunCollected(seq=9, t=0)))
     assert made == [DesiredCleared("box1", job.id)]
+
+
+def test_secrets_named_later_reach_the_attempts_that_start_later() -> None:
+    world = a_running_job(max_retries=3)
+    assert _secret_names(world) == ()
+    world.request(1, JobSecretsRequested, secret_names=("HF_TOKEN", "A", "HF_TOKEN"))
+    assert _secret_names(world) == ()
+    world.exited(1, "failed", reason=Reason.KILLED)
+    world.pass_(10)
+    world.place()
+    assert world.job(1).state.attempt == 2
+    assert _secret_names(world) == ("A", "HF_TOKEN")
+    world.exited(1, "failed", reason=Reason.NAN_LOSS)
+    world.request(1, JobSecretsRequested, secret_names=())
+    world.request(1, JobRetryRequested)
+    world.place()
+    assert world.job(1).state.attempt == 3
+    assert _secret_names(world) == ()
+
+
+def _secret_names(world: World) -> tuple[str, ...]:
+    """Return what the newest order to run tells the host to fetch."""
+    runs = [d for d in world.decisions if isinstance(d, DesiredSet) and d.desired == "run"]
+    return runs[-1].secret_names

@@ -19,6 +19,7 @@ from shared.events.requests import (
     JobPriorityRequested,
     JobResumeRequested,
     JobRetryRequested,
+    JobSecretsRequested,
 )
 from shared.events.run import (
     RunAccepted,
@@ -152,6 +153,7 @@ REQUESTS: list[tuple[type[Any], dict[str, Any]]] = [
     (JobResumeRequested, {}),
     (JobRetryRequested, {}),
     (JobPriorityRequested, {"priority": 77}),
+    (JobSecretsRequested, {"secret_names": ("HF_TOKEN",)}),
     (JobDeclareLostRequested, {}),
     (JobDeleteRequested, {}),
 ]
@@ -198,7 +200,11 @@ def test_each_request_is_answered_once(
     changed = events[-1].model_dump(exclude={"job_n", "req_n", "note"}) != before.model_dump(
         exclude={"job_n", "req_n", "note"}
     )
-    assert changed or events[-1].note is not None or kind is JobPriorityRequested
+    assert (
+        changed
+        or events[-1].note is not None
+        or kind in (JobPriorityRequested, JobSecretsRequested)
+    )
     assert world.do(RequestArrived(one)) != made, "a repetition is counted, not applied"
     assert world.job(1).state == events[-1]
 
