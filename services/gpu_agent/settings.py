@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from services.gpu_agent.identity import read_host
 from services.gpu_agent.layout import HostFiles
 from shared.settings import Settings
 
@@ -20,7 +21,7 @@ class AgentSettings(Settings):
     agent_work_dir: Path | None = None
     """Where the files of jobs lie; default `{agent_home}/jobs`. A local disk, for the locks."""
     agent_label: str = ""
-    """Shown for this host; default its hostname."""
+    """Shown for this host; default the label it joined with, else its hostname."""
     agent_slots: int = Field(default=0, ge=0, le=1024)
     """CPU slots of a host without GPU; 0: one a core."""
     agent_heartbeat_seconds: float = Field(default=5.0, gt=0, le=60)
@@ -47,8 +48,8 @@ class AgentSettings(Settings):
 
     @property
     def label(self) -> str:
-        """Return the name to show."""
-        return self.agent_label or platform.node()
+        """Return the name to show. Raises AgentRefused when host.json is damaged."""
+        return self.agent_label or read_host(self.files.host).get("label") or platform.node()
 
     @property
     def slots(self) -> int:

@@ -39,12 +39,11 @@ def join(
         raise fail(
             f"This host has already joined ({home / 'host.json'}). Remove that file to join anew."
         )
-    seed = new_seed()
+    seed, name = new_seed(), label or platform.node()
     with user_errors(), Client(url) as client:
-        reply = client.hosts.join(code, public_key_of(seed), label or platform.node())
+        reply = client.hosts.join(code, public_key_of(seed), name)
     write_atomically(settings.home / "keys" / f"{reply['host_id']}.nk", seed)
     home.mkdir(parents=True, exist_ok=True)
-    write_atomic_json(
-        home / "host.json", {"host_id": reply["host_id"], "nats_url": reply["nats_url"], "api": url}
-    )
+    host = {"host_id": reply["host_id"], "nats_url": reply["nats_url"], "api": url, "label": name}
+    write_atomic_json(home / "host.json", host)
     out.print(f"Joined as {reply['host_id']}. Start it with: trainyard agent")

@@ -45,7 +45,9 @@ async def list_hosts(services: ApiServices) -> list[HostRead]:
 
     def work(session: Session) -> list[HostRead]:
         rows = session.execute(
-            select(HostRow).where(col(HostRow.forgotten).is_(False)).order_by(col(HostRow.label))
+            select(HostRow)
+            .where(col(HostRow.forgotten).is_(False))
+            .order_by(col(HostRow.label), col(HostRow.id))
         ).scalars()
         return _read(session, list(rows))
 

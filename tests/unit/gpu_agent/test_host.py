@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from services.gpu_agent.settings import AgentSettings
 from services.gpu_agent.zygote_client import import_key
 from shared.clock import SystemClock
 from shared.events.calls import ControlEntry, HeartbeatReply
+from shared.runs import write_atomic_json
 
 
 @pytest.fixture
@@ -171,3 +173,15 @@ def test_import_environment_decides_about_warm_starts() -> None:
     assert import_key(base) == import_key({**base, "PATH": "/usr/bin"})
     assert import_key(base) != import_key({**base, "HF_HOME": "/b"})
     assert import_key(base) != import_key({**base, "HF_HUB_OFFLINE": "1"})
+
+
+def test_the_label_given_at_joining_is_shown_unless_the_setting_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRAINYARD_AGENT_LABEL", raising=False)
+    settings = AgentSettings(home=tmp_path)
+    assert settings.label == platform.node()
+    settings.files.home.mkdir(parents=True)
+    write_atomic_json(settings.files.host, {"host_id": "h1", "label": "box2"})
+    assert settings.label == "box2"
+    assert AgentSettings(home=tmp_path, agent_label="box3").label == "box3"
