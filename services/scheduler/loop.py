@@ -20,6 +20,7 @@ from services.scheduler.execute import Relay, repeat
 from services.scheduler.feed import HostFeed
 from services.scheduler.intake import fact_of, request_of
 from services.scheduler.leader import Leadership, LeadershipLost
+from services.scheduler.purging import purge_applied
 from services.scheduler.store import Position
 from shared.bus import Bus, BusError, BusMessage, StreamReset, ensure_streams
 from shared.bus.streams import DEFAULT_STORE_MIB
@@ -36,6 +37,7 @@ SEEN_SECONDS = 60.0
 EPOCH_SECONDS = 10.0
 AUDIT_SECONDS = 30.0
 PRUNE_SECONDS = 3600.0
+PURGE_SECONDS = 60.0
 ASSIGN_AT_ONCE = 256
 log = logger("scheduler.loop")
 
@@ -127,6 +129,7 @@ class Loop:
                 group.create_task(self._relay(desk, relay), name="relay"),
                 group.create_task(self._serve(desk, relay, lead), name="heartbeats"),
                 group.create_task(self._tell(desk), name="feed"),
+                group.create_task(self._purge(), name="purge"),
             ]
             group.create_task(self._end_on_stop(tasks), name="stop")
 
@@ -253,6 +256,14 @@ class Loop:
                 while await feed.tell(desk.state, desk.now()):
                     pass
             await asyncio.sleep(TICK_SECONDS / 2)
+
+    async def _purge(self) -> None:
+        while True:
+            await asyncio.sleep(PURGE_SECONDS)
+            try:
+                await purge_applied(self.bus, self.database)
+            except (BusError, DatabaseBusy, DatabaseFull) as error:
+                log.warning("purge_paused", error=str(error)[:200])
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
