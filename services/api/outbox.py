@@ -1,4 +1,7 @@
-"""Users' requests leave the database for the stream REQUESTS: in order per job, again whenever the stream was made anew."""
+"""Users' requests leave the database for the stream REQUESTS: in order per job, again whenever the stream was made anew.
+
+`repeats` says those again that the scheduler leaves unanswered.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def next_batch(session: Session, epoch: str, limit: int = OUTBOX_BATCH) -> list[
     rows = session.execute(
         select(RequestRow).where(unsent(epoch)).order_by(col(RequestRow.position)).limit(limit)
     ).scalars()
-    return [_outgoing(row) for row in rows]
+    return [outgoing(row) for row in rows]
 
 
 def depth(session: Session) -> int:
@@ -184,7 +187,8 @@ def _settled(batch: list[Outgoing], acks: Sequence[object]) -> tuple[list[int], 
     return sent, failed
 
 
-def _outgoing(row: RequestRow) -> Outgoing:
+def outgoing(row: RequestRow) -> Outgoing:
+    """Return a stored request as it is published."""
     kind, _, name = row.key.partition(":")
     subject = subjects.request(name) if kind == "job" else subjects.host_request(name)
     assert row.position is not None
