@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from services.api.auth import Gate
 from services.api.checkpoints.routes import router as checkpoint_routes
 from services.api.deps import ApiServices
+from services.api.docs_page import router as docs_page
 from services.api.health import router as health_routes
 from services.api.hosts.routes import router as host_routes
 from services.api.jobs.routes import router as job_routes
@@ -60,8 +61,10 @@ def bare_app(read: ReadJob, lifespan: Lifespan | None = None) -> FastAPI:
         version=VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
+    app.include_router(docs_page)
     for router in (job_routes, secret_routes, checkpoint_routes, host_routes, health_routes):
         app.include_router(router)
     app.include_router(telemetry_routes(read))

@@ -30,12 +30,6 @@ _POLICY = (
     b"default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
     b"connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
-# Swagger UI is fetched from its CDN by the framework's page and starts with an inline script.
-_DOCS_POLICY = (
-    b"default-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
-    b"script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"style-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; frame-ancestors 'none'"
-)
 
 
 class ApiMetrics:
@@ -130,9 +124,8 @@ def _with_headers(
     headers: Iterable[tuple[bytes, bytes]], scope: Scope
 ) -> list[tuple[bytes, bytes]]:
     path: str = scope["path"]
-    policy = _DOCS_POLICY if path in {"/docs", "/redoc"} else _POLICY
     given = list(headers)
-    extra = [*_SECURITY, (b"content-security-policy", policy)]
+    extra = [*_SECURITY, (b"content-security-policy", _POLICY)]
     extra.append((b"x-request-id", scope[REQUEST_ID].encode()))
     if path.startswith("/api/") and not any(k.lower() == b"cache-control" for k, _ in given):
         extra.append((b"cache-control", b"no-store"))

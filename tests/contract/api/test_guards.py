@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ async def test_a_token_is_needed_to_be_reachable_by_others() -> None:
     assert "TRAINYARD_API_TOKEN" in str(refused.value)
     check_settings(ApiSettings(api_host="0.0.0.0", api_token=TOKEN))
     check_settings(ApiSettings(api_host="127.0.0.1", api_token=None))
+
+
+async def test_the_docs_load_nothing_from_elsewhere_and_no_inline_script(yard: ApiYard) -> None:
+    page = await yard.http.get("/docs")
+    assert page.status_code == 200
+    assert "//" not in page.text.replace("<!doctype html>", "")
+    assert "<script>" not in page.text
+    wanted = re.findall(r'(?:src|href)="(/[^"]+)"', page.text)
+    assert len(wanted) == 3
+    for path in wanted:
+        asset = await yard.http.get(path)
+        assert asset.status_code == 200, path
+        kind = "text/css" if path.endswith(".css") else "text/javascript"
+        assert asset.headers["content-type"].startswith(kind), path
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "script-src" not in policy
+    assert "http" not in policy
+    assert (await yard.http.get("/docs/assets/../../etc/passwd")).status_code == 404
+    assert (await yard.http.get("/docs/assets/redoc.standalone.js")).status_code == 404
 
 
 async def test_every_answer_bears_the_security_headers(yard: ApiYard) -> None:
