@@ -47,13 +47,17 @@ class Commands:
         command = HostCommand.model_validate_json(data)
         verb = self._verbs.get(subject.rpartition(".")[2])
         if verb is None:
-            return _failed("unknown_verb", "This agent does not know that command.", "该 agent 不支持此命令。")
+            return _failed(
+                "unknown_verb", "This agent does not know that command.", "该 agent 不支持此命令。"
+            )
         try:
             return await asyncio.to_thread(verb, command)
         except FileNotFoundError:
             return _failed("not_found", "There is no such file on the host.", "主机上没有该文件。")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return _failed("unreadable", f"The host cannot read it: {error}", f"主机无法读取：{error}")
+            return _failed(
+                "unreadable", f"The host cannot read it: {error}", f"主机无法读取：{error}"
+            )
 
     def _read_file(self, command: HostCommand) -> HostReply:
         """args: path, offset (0), length (at most 192 KiB) → data (base64), size, offset, eof."""

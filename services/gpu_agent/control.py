@@ -84,7 +84,9 @@ class ControlFollower:
             entry = _parse(key, value)
             if entry is not None:
                 entries[entry.job] = entry
-        if any(_parse(k, v) is None for k, v in found.items() if k != control_epoch_key(self._host)):
+        if any(
+            _parse(k, v) is None for k, v in found.items() if k != control_epoch_key(self._host)
+        ):
             epoch = None  # an entry that cannot be read is not an absent one
         self.entries, self.epoch = entries, epoch
         self._changed()

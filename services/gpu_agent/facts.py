@@ -88,7 +88,9 @@ class FactLog:
             record[_ENDS] = {kind: [p.seq, p.offset] for kind, p in ends.items()}
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         is_new = not self.path.exists()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         try:
             before = os.fstat(descriptor).st_size
             try:

@@ -214,7 +214,9 @@ class KindStream:
         for batch in self._in_flight[:failed]:
             self._mark(batch.end)
         if any(stored[failed:]):
-            self.round += 1  # a later one is stored already: its copy must not be dropped when it is due
+            self.round += (
+                1  # a later one is stored already: its copy must not be dropped when it is due
+            )
         self._in_flight = self._in_flight[failed:]
 
     def shrink_first(self) -> bool:

@@ -62,9 +62,7 @@ class Launcher:
         self._command = tuple(trainer_command)
         self._children: set[int] = set()
 
-    def write_launch(
-        self, files: AttemptFiles, spec: RunSpec, entry: ControlEntry
-    ) -> None:
+    def write_launch(self, files: AttemptFiles, spec: RunSpec, entry: ControlEntry) -> None:
         """Write `launch.json`. Raises OSError."""
         job = self._host.job(spec.job)
         write_atomic_json(
@@ -185,7 +183,10 @@ class _descriptors:  # noqa: N801 - reads as a verb at its uses
         return read_end, write_end, secret
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in (self._open[0], *self._open[2:]):  # the write end was closed by whoever passed it on
+        for descriptor in (
+            self._open[0],
+            *self._open[2:],
+        ):  # the write end was closed by whoever passed it on
             os.close(descriptor)
 
 

@@ -217,11 +217,16 @@ class Relay:
             stream.shrink_first()
             return
         slow = isinstance(error, StreamFull | PermissionDenied)
-        stream.retry_at = now + min(30.0 if slow else 5.0, (1.0 if slow else 0.1) * 2**stream.failures)
+        stream.retry_at = now + min(
+            30.0 if slow else 5.0, (1.0 if slow else 0.1) * 2**stream.failures
+        )
         stream.failures += 1
         if stream.failures in (1, 10, 100):
             logger("relay").warning(
-                "publish_failed", job=spool.job, kind=stream.kind, error=f"{type(error).__name__}: {error}"
+                "publish_failed",
+                job=spool.job,
+                kind=stream.kind,
+                error=f"{type(error).__name__}: {error}",
             )
 
     # epochs
@@ -268,5 +273,7 @@ class Relay:
 
     def snapshot(self) -> dict[str, Any]:
         """Return figures for the log and tests: attempts that are open, and bytes that wait."""
-        waiting = sum(s.backlog() for spool in self._spools.values() for s in spool.streams.values())
+        waiting = sum(
+            s.backlog() for spool in self._spools.values() for s in spool.streams.values()
+        )
         return {"attempts": len(self._spools), "bytes_waiting": waiting}

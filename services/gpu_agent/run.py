@@ -95,7 +95,11 @@ class Run:
         """Wait until nothing holds the lock; tell whether that came before `timeout` seconds were over."""
         deadline = None if timeout is None else self.clock.boot() + timeout
         while self.is_alive() and not self.unkillable:
-            left = LOCK_SECONDS if deadline is None else min(LOCK_SECONDS, deadline - self.clock.boot())
+            left = (
+                LOCK_SECONDS
+                if deadline is None
+                else min(LOCK_SECONDS, deadline - self.clock.boot())
+            )
             if left <= 0:
                 return False
             await self._wait_for_an_end(left)
@@ -194,7 +198,9 @@ class Run:
         processes = RunProcesses.read(self.files.pid)
         if processes is not None and processes.trainer is not None:
             processes.trainer.send(signal.SIGUSR1)
-        await asyncio.sleep(DUMP_SECONDS)  # the dump is written by a signal handler; nothing tells when it is done
+        await asyncio.sleep(
+            DUMP_SECONDS
+        )  # the dump is written by a signal handler; nothing tells when it is done
         await self.stop("requeue", 60.0)
 
     # the end
@@ -234,7 +240,11 @@ class Run:
         self.spool.close(ends)
         self.phase = Phase.ENDED
         logger("run").info(
-            "exited", job=self.job, attempt=self.attempt, outcome=ending.outcome, reason=ending.reason
+            "exited",
+            job=self.job,
+            attempt=self.attempt,
+            outcome=ending.outcome,
+            reason=ending.reason,
         )
         assert isinstance(written, RunExited)
         return written

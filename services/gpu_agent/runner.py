@@ -65,7 +65,9 @@ class Runner:
 
     def adopt(self) -> None:
         """Find every attempt on disk; what runs is watched from now on, what ended meanwhile is judged."""
-        folders = sorted(self._host.work_dir.glob("*/attempts/*")) if self._host.work_dir.exists() else []
+        folders = (
+            sorted(self._host.work_dir.glob("*/attempts/*")) if self._host.work_dir.exists() else []
+        )
         for folder in folders:
             if not folder.name.isdigit():
                 continue
@@ -172,7 +174,10 @@ class Runner:
         folder = files.attempt(attempt)
         folder.root.mkdir(parents=True, exist_ok=True)
         if not folder.entry.exists():
-            document = {"log_offset": _log_end(files.log), "entry": entry and entry.model_dump(mode="json")}
+            document = {
+                "log_offset": _log_end(files.log),
+                "entry": entry and entry.model_dump(mode="json"),
+            }
             write_atomic_json(folder.entry, document)
         run = self._open(job, attempt)
         self._relay.add(run.spool)
@@ -306,4 +311,3 @@ def _log_end(log: Path) -> int:
             return end
     except FileNotFoundError:
         return 0
-

@@ -313,7 +313,9 @@ class LeaseWatch:
             self.kill_at = now() + self.grace
             stop = os.path.join(self.attempt_dir, "stop.json")  # noqa: PTH118
             write_json(stop, {"mode": "requeue", "deadline": time.time() + self.grace})
-            os.kill(self.trainer, signal.SIGTERM)  # not reaped yet, so that the pid is still its own
+            os.kill(
+                self.trainer, signal.SIGTERM
+            )  # not reaped yet, so that the pid is still its own
         elif now() > self.kill_at:
             os.kill(self.trainer, signal.SIGKILL)
 

@@ -120,7 +120,10 @@ class AttemptSpool:
         gap = Gap(here, end, lines, end - here.offset)
         write_atomic_json(
             self.files.gaps,
-            [[g.at.seq, g.at.offset, g.at.state, g.end, g.lines, g.bytes] for g in (*stream.gaps, gap)],
+            [
+                [g.at.seq, g.at.offset, g.at.state, g.end, g.lines, g.bytes]
+                for g in (*stream.gaps, gap)
+            ],
         )
         stream.gaps = (*stream.gaps, gap)
         logger("relay").warning("log_gap", job=self.job, attempt=self.attempt, lines=lines)
@@ -179,7 +182,9 @@ def _checkpoint_fact(item: Item) -> RunCheckpoint | None:
     t = float(item.get("t") or time.time())
     try:
         if item["type"] == "checkpoint_deleted":
-            return RunCheckpoint(seq=0, t=t, step=item["step"], path=str(item.get("path", "")), deleted=True)
+            return RunCheckpoint(
+                seq=0, t=t, step=item["step"], path=str(item.get("path", "")), deleted=True
+            )
         fields = {k: v for k, v in item.items() if k in RunCheckpoint.model_fields and k != "type"}
         return RunCheckpoint.model_validate(fields | {"seq": 0, "t": t})
     except (KeyError, ValueError):

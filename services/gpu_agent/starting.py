@@ -53,9 +53,7 @@ class Starter:
         self._project_root = project_root
         self._checks = checks
 
-    async def start(
-        self, run: Run, entry: ControlEntry, still_wanted: Callable[[], bool]
-    ) -> None:
+    async def start(self, run: Run, entry: ControlEntry, still_wanted: Callable[[], bool]) -> None:
         """Bring the attempt to life, or close it with the reason. Raises OSError when not even that can be written."""
         context = self._context(entry)
         refusal = await asyncio.to_thread(run_checks, context, self._checks)
@@ -141,7 +139,11 @@ class Starter:
 
     def _turn_down(self, run: Run, refusal: Refusal) -> None:
         logger("runner").info(
-            "not_started", job=run.job, attempt=run.attempt, reason=refusal.reason, fault=refusal.fault
+            "not_started",
+            job=run.job,
+            attempt=run.attempt,
+            reason=refusal.reason,
+            fault=refusal.fault,
         )
         _append_notes(run.job_files.log, [("ERROR", refusal.message_en)])
         if refusal.fault == "job":

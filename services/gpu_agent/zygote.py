@@ -35,7 +35,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.gpu_agent.zygote")
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--preload", default=PRELOAD, help="module with preload()")
-    parser.add_argument("--entry", default=ENTRY, help="module with run_attempt() and read_secrets()")
+    parser.add_argument(
+        "--entry", default=ENTRY, help="module with run_attempt() and read_secrets()"
+    )
     options = parser.parse_args()
     with socket.socket(fileno=options.socket) as agent:
         agent.setblocking(True)
@@ -89,9 +91,7 @@ def _become_shim(
         if trainer == 0:
             _become_trainer(attempt_dir, launch, locks, secrets, run_attempt, read_secrets)
         shim.record(attempt_dir, trainer)
-        shim.report(
-            ready, {"ok": True, "trainer": trainer, "shim": os.getpid(), "warm": True}
-        )
+        shim.report(ready, {"ok": True, "trainer": trainer, "shim": os.getpid(), "warm": True})
         for lock in locks:
             os.set_inheritable(lock, True)
         arguments = ["adopt", attempt_dir, str(trainer), ",".join(map(str, locks))]

@@ -168,7 +168,7 @@ def body_hash(body: Any) -> str:
 
 
 def by_key(session: Session, key: str | None, digest: str) -> JobRow | None:
-    """Return the job of an idempotency key. Raises TrainyardError 409 when it was made from another body."""
+    """Return the job of an idempotency key. Raises TrainyardError 409 when it had another body, or was deleted."""
     if key is None:
         return None
     row = session.execute(
@@ -179,6 +179,12 @@ def by_key(session: Session, key: str | None, digest: str) -> JobRow | None:
             "idempotency_mismatch",
             f"This Idempotency-Key already made job {row.uuid} from another body. Use a new key for a new job.",
             f"该 Idempotency-Key 已用另一请求体创建任务 {row.uuid}。新任务请使用新的键。",
+        )
+    if row is not None and row.deleted_at is not None:
+        raise conflict(
+            "idempotency_job_deleted",
+            f"This Idempotency-Key made job {row.uuid}, which was deleted since. Use a new key to submit it again.",
+            f"该 Idempotency-Key 创建的任务 {row.uuid} 已被删除。如需重新提交，请使用新的键。",
         )
     return row
 

@@ -19,7 +19,9 @@ def check(context: HookContext) -> Refusal | None:
     wanted = context.entry.model_path or str(context.config.get("model_path", ""))
     real = resolve_allowed(
         wanted,
-        None if context.entry.model_path else context.roots,  # the scheduler names a job's checkpoint folder
+        None
+        if context.entry.model_path
+        else context.roots,  # the scheduler names a job's checkpoint folder
         base=context.project_root,
         field="model_path",
     )
@@ -58,4 +60,6 @@ def _unusable(context: HookContext, folder: Path) -> Refusal | None:
     if report.ok:
         return None
     first = report.errors[0]
-    return Refusal.of(first, Reason.MODEL_MISSING if first.code in _ABSENT else Reason.MODEL_INVALID)
+    return Refusal.of(
+        first, Reason.MODEL_MISSING if first.code in _ABSENT else Reason.MODEL_INVALID
+    )

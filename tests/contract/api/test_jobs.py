@@ -132,7 +132,8 @@ async def test_delete_leaves_a_tombstone(both: ApiYard) -> None:
     uuid = (await both.submit(secrets={"HF_TOKEN": "hf_abcdefghijkl"}))["uuid"]
     await both.say(Change.CANCELLED, uuid, status=JobStatus.CANCELLED)
     assert (await both.http.delete(f"/api/v1/jobs/{uuid}")).status_code == 204
-    for path in ("", "/events", "/checkpoints", "/secrets"):
+    telemetry = ("/metrics", "/logs", "/logs/download", "/samples", "/system")
+    for path in ("", "/events", "/checkpoints", "/secrets", *telemetry):
         reply = await both.http.get(f"/api/v1/jobs/{uuid}{path}")
         assert (reply.status_code, reply.json()["code"]) == (404, "job_deleted"), path
     assert (await both.http.get("/api/v1/jobs/")).json()["items"] == []

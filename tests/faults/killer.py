@@ -1,0 +1,121 @@
+"""Random `kill -9`, SIGSTOP and SIGCONT of the parts of one stack, from a seed; it signals only what that stack started."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import psutil
+
+from services.gpu_agent import shim
+from services.gpu_agent.processes import ProcessRef
+from tests.e2e.stack import Stack
+from tests.faults.watcher import Watcher
+
+SERVICES = {
+    "api": "services.api",
+    "scheduler": "services.scheduler",
+    "agent": "services.gpu_agent",
+    "broker": "nats-server",
+}
+ZYGOTE = "services.gpu_agent.zygote"
+WEIGHTS: Mapping[str, float] = {
+    "api": 2,
+    "scheduler": 3,
+    "agent": 2,
+    "zygote": 0.5,
+    "shim": 3,
+    "trainer": 3,
+    "broker": 2,
+}
+
+
+@dataclass
+class Killer:
+    """`run` in a thread deals `count` faults, about one every `pause` seconds, or ends after `seconds`."""
+
+    stack: Stack
+    watcher: Watcher
+    seed: int
+    count: int
+    seconds: float
+    pause: float = 0.6
+    stop_share: float = 0.3
+    lethal_per_job: int = 2
+    """Kills of one job's shim or trainer: the back-off after each doubles."""
+    done: Counter[str] = field(default_factory=Counter)
+    enough: threading.Event = field(default_factory=threading.Event)
+    failure: BaseException | None = None
+    _stopped: list[tuple[float, ProcessRef]] = field(default_factory=list)
+    _hits: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return sum(self.done.values())
+
+    def run(self) -> None:
+        """Deal the faults; whatever was stopped goes on in the end."""
+        rng = random.Random(self.seed)
+        deadline = time.monotonic() + self.seconds
+        try:
+            while self.total < self.count and time.monotonic() < deadline:
+                if self.enough.wait(rng.uniform(0, 2 * self.pause)):
+                    return
+                self._continue(time.monotonic())
+                self._deal(rng)
+        except BaseException as error:  # noqa: BLE001 - told to the test that waits for it
+            self.failure = error
+        finally:
+            self._continue(float("inf"))
+
+    def _deal(self, rng: random.Random) -> None:
+        name = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        stops = rng.random() < self.stop_share
+        pick, nap = rng.random(), rng.uniform(0.05, 2.0)
+        target = self._target(name, pick, lethal=not stops)
+        if target is None:
+            return
+        if target.send(signal.SIGSTOP if stops else signal.SIGKILL):
+            self.done[f"{'stop' if stops else 'kill'} {name}"] += 1
+            if stops:
+                self._stopped.append((time.monotonic() + nap, target))
+
+    def _target(self, name: str, pick: float, *, lethal: bool) -> ProcessRef | None:
+        if name not in ("shim", "trainer"):
+            return service(self.stack, name)
+        live = sorted(self.watcher.live.items())
+        if lethal:
+            live = [(k, p) for k, p in live if self._hits[k[0]] < self.lethal_per_job]
+        if not live:
+            return None
+        (job, _), processes = live[int(pick * len(live))]
+        if lethal:
+            self._hits[job] += 1
+        return processes.shim if name == "shim" else processes.trainer
+
+    def _continue(self, now: float) -> None:
+        due = [ref for at, ref in self._stopped if at <= now]
+        self._stopped = [(at, ref) for at, ref in self._stopped if at > now]
+        for ref in due:
+            ref.send(signal.SIGCONT)
+
+
+def service(stack: Stack, name: str) -> ProcessRef | None:
+    """Return the process of one part of the stack, or None while it is away."""
+    assert stack.process is not None
+    try:
+        children = psutil.Process(stack.process.pid).children()
+        if name == "zygote":
+            agents = [c for c in children if SERVICES["agent"] in c.cmdline()]
+            found = [z for a in agents for z in a.children() if ZYGOTE in z.cmdline()]
+        else:
+            found = [c for c in children if any(SERVICES[name] in w for w in c.cmdline())]
+    except psutil.Error:
+        return None
+    fields = shim.stat_fields(found[0].pid) if found else None
+    return None if fields is None else ProcessRef(found[0].pid, fields[2])

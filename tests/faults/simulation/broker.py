@@ -1,0 +1,181 @@
+"""The broker: streams with epochs and a key-value bucket, over links that lose, repeat, delay and reorder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.api.projections.main import Item as DecodedItem
+from shared.bus.port import (
+    BusError,
+    BusMessage,
+    BusUnavailable,
+    PubAck,
+    PublishTimeout,
+    StreamReset,
+)
+from shared.events.base import Envelope, EventBase
+from tests.faults.simulation.engine import WALL, Engine
+
+STREAMS = ("REQUESTS", "JOBS", "RUNS", "METRICS")
+VOLATILE = frozenset({"METRICS"})
+"""Streams with `persist_mode` async: a restart of the broker may lose their tail, and changes their epoch."""
+
+
+@dataclass
+class Link:
+    """One node's way to the broker and back."""
+
+    out: bool = True
+    back: bool = True
+
+
+@dataclass
+class Stream:
+    """Messages by sequence number from 1."""
+
+    epoch: str
+    messages: list[DecodedItem] = field(default_factory=list)
+    ids: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Broker:
+    """`loss`: chance that a message or its answer is lost; `copies`: chance that the duplicate window was over."""
+
+    engine: Engine
+    loss: float = 0.0
+    copies: float = 0.0
+    delay: float = 0.0
+    """Chance of a delay of seconds instead of milliseconds."""
+    up: bool = True
+    made: int = 0
+
+    def __post_init__(self) -> None:
+        """Make empty stores."""
+        self.links: dict[str, Link] = {}
+        self.streams: dict[str, Stream] = {}
+        self.readers: dict[str, list[Callable[[], None]]] = {name: [] for name in STREAMS}
+        self.watchers: dict[str, Callable[[str, bytes | None], None]] = {}
+        self.reconnected: dict[str, Callable[[], None]] = {}
+        self.keys: dict[str, bytes] = {}
+        self.ctl_epoch = ""
+        self.wipe()
+
+    # faults
+
+    def wipe(self) -> None:
+        """Lose the whole store; every stream and the bucket are made anew."""
+        self.made += 1
+        self.streams = {name: Stream(f"e{self.made}") for name in STREAMS}
+        self.keys = {}
+        self.ctl_epoch = f"c{self.made}"
+
+    def restart(self) -> None:
+        """Come back as another process: volatile streams may have lost their tail."""
+        self.up = True
+        for name in VOLATILE:
+            stream = self.streams[name]
+            kept = self.engine.rng.randint(0, len(stream.messages))
+            del stream.messages[kept:]
+            stream.ids.clear()
+            self.made += 1
+            stream.epoch = f"{stream.epoch.split('/')[0]}/{self.made}"
+        self.tell_reconnected()
+
+    def tell_reconnected(self, node: str | None = None) -> None:
+        """Let clients notice that they are connected again."""
+        for name in [node] if node else list(self.reconnected):
+            if name in self.reconnected:
+                self.reconnected[name]()
+        for wakes in self.readers.values():
+            for wake in wakes:
+                wake()
+
+    def latency(self) -> float:
+        """Return how long one way takes."""
+        rng = self.engine.rng
+        if self.delay and rng.random() < self.delay:
+            return rng.uniform(0.5, 6.0)
+        return rng.uniform(0.002, 0.03)
+
+    def sends(self, node: str) -> bool:
+        """Tell whether a message of `node` reaches the broker now."""
+        return self.up and self.links[node].out and self.engine.rng.random() >= self.loss
+
+    def hears(self, node: str) -> bool:
+        """Tell whether a message of the broker reaches `node` now."""
+        return self.up and self.links[node].back and self.engine.rng.random() >= self.loss
+
+    def require(self, node: str) -> None:
+        """Make sure of a round trip. Raises BusUnavailable."""
+        if not self.sends(node) or not self.hears(node):
+            raise BusUnavailable("no answer")
+
+    # streams
+
+    def publish(
+        self, node: str, name: str, subject: str, event: EventBase, envelope: Envelope, msg_id: str
+    ) -> PubAck | BusError:
+        """Store one message, or not, and say so, or not."""
+        if not self.sends(node):
+            return PublishTimeout("lost on the way")
+        stream = self.streams[name]
+        key = f"{subject}:{msg_id}"
+        known = stream.ids.get(key)
+        if known is None or self.engine.rng.random() < self.copies:
+            seq = len(stream.messages) + 1
+            message = BusMessage(subject, {}, b"", name, seq, WALL, stream.epoch)
+            stream.messages.append((message, envelope, event))  # type: ignore[arg-type]
+            stream.ids[key] = seq
+            known = seq
+            for wake in self.readers[name]:
+                wake()
+        if not self.hears(node):
+            return PublishTimeout("the answer was lost")
+        return PubAck(name, known)
+
+    def epoch(self, node: str, name: str) -> str:
+        """Return a stream's epoch. Raises BusUnavailable."""
+        self.require(node)
+        return self.streams[name].epoch
+
+    def fetch(
+        self, node: str, name: str, epoch: str | None, after: int, limit: int = 128
+    ) -> list[DecodedItem]:
+        """Return messages behind `after`. Raises BusUnavailable, StreamReset."""
+        self.require(node)
+        stream = self.streams[name]
+        last = len(stream.messages)
+        if (epoch and epoch != stream.epoch) or last < after:
+            raise StreamReset(name, stream.epoch, last)
+        return stream.messages[after : after + limit]
+
+    # the bucket
+
+    def put(self, node: str, key: str, value: bytes | None) -> None:
+        """Write or delete a key. Raises BusUnavailable, and then it may have happened all the same."""
+        if not self.sends(node):
+            raise BusUnavailable("lost on the way")
+        if value is None:
+            self.keys.pop(key, None)
+        else:
+            self.keys[key] = value
+        host = key.partition(".")[0]
+        watcher = self.watchers.get(host)
+        if watcher is not None and self.hears(host):
+            watcher(key, value)
+        if not self.hears(node):
+            raise BusUnavailable("the answer was lost")
+
+    def entries(self, node: str, prefix: str) -> dict[str, bytes]:
+        """Return keys and values. Raises BusUnavailable."""
+        self.require(node)
+        return {k: v for k, v in self.keys.items() if k.startswith(prefix)}
+
+    # request and reply
+
+    def send(self, node: str, work: Callable[[], None]) -> None:
+        """Carry a request or reply of `node` to the broker and on; it may be lost, late, or overtaken."""
+        if self.sends(node):
+            self.engine.at(self.engine.now + self.latency(), work)

@@ -1,0 +1,158 @@
+"""Virtual time: machines with drifting clocks that freeze and reboot, processes that die, generators as their threads."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+WALL = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+Thread = Generator[float, None, None]
+"""Yields how many seconds of its machine's clock it sleeps."""
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+class Crash(BaseException):
+    """The process that is running dies at this very point."""
+
+
+@dataclass(eq=False)
+class Machine:
+    """One computer. Its boot clock runs at `rate` seconds per true second, frozen or not, and starts anew at a boot."""
+
+    name: str
+    rate: float = 1.0
+    frozen: bool = False
+    booted_at: float = 0.0
+    boots: int = 0
+    frozen_since: float = 0.0
+    thawed_at: float = -1e9
+    offset: float = 100.0
+    deferred: list[tuple[Callable[[], None], Process]] = field(default_factory=list)
+
+    @property
+    def boot_id(self) -> str:
+        """Changes with each boot."""
+        return f"{self.name}-boot{self.boots}"
+
+
+@dataclass(eq=False)
+class Process:
+    """Something that can be killed."""
+
+    machine: Machine
+    name: str
+    alive: bool = True
+
+
+@dataclass(eq=False)
+class Engine:
+    """The event queue; everything random comes from one generator, so that a seed names a whole history."""
+
+    seed: int
+    now: float = 0.0
+    trace: list[tuple[float, str, str, tuple[object, ...]]] = field(default_factory=list)
+    events: int = 0
+
+    def __post_init__(self) -> None:
+        """Begin at zero."""
+        self.rng = random.Random(self.seed)  # noqa: S311 - a simulation must repeat itself
+        self._heap: list[tuple[float, int, Callable[[], None], Process | None]] = []
+        self._count = 0
+
+    def note(self, who: str, what: str, *detail: object) -> None:
+        """Remember a line of the trace; it is only made into text when something is wrong."""
+        self.trace.append((self.now, who, what, detail))
+
+    def at(self, when: float, work: Callable[[], None], process: Process | None = None) -> None:
+        """Do `work` at true time `when`, unless `process` is dead by then."""
+        self._count += 1
+        heapq.heappush(self._heap, (when, self._count, work, process))
+
+    def after(
+        self, seconds: float, work: Callable[[], None], process: Process | None = None
+    ) -> None:
+        """Do `work` when the clock of the process's machine has gone on by `seconds`."""
+        rate = process.machine.rate if process is not None else 1.0
+        self.at(self.now + seconds / rate, work, process)
+
+    def spawn(
+        self, process: Process, thread: Thread, done: Callable[[], None] | None = None
+    ) -> None:
+        """Run a generator as a thread of `process`, from now on."""
+
+        def advance() -> None:
+            try:
+                pause = next(thread)
+            except StopIteration:
+                if done is not None:
+                    done()
+                return
+            self.after(pause, advance, process)
+
+        self.after(0.0, advance, process)
+
+    def run(self, until: float, stop: Callable[[], bool] | None = None) -> bool:
+        """Let time pass up to `until`; tell whether `stop` said so earlier."""
+        while self._heap and self._heap[0][0] <= until:
+            when, _, work, process = heapq.heappop(self._heap)
+            self.now = when
+            if process is not None:
+                if not process.alive:
+                    continue
+                if process.machine.frozen:
+                    process.machine.deferred.append((work, process))
+                    continue
+            self.events += 1
+            try:
+                work()
+            except Crash:
+                pass  # who dies has cleaned up already
+            if stop is not None and stop():
+                return True
+        self.now = max(self.now, until)
+        return False
+
+    # clocks
+
+    def boot(self, machine: Machine) -> float:
+        """Return the machine's CLOCK_BOOTTIME."""
+        return machine.offset + (self.now - machine.booted_at) * machine.rate
+
+    def wall(self, machine: Machine) -> datetime:
+        """Return the machine's wall clock: it drifts as well, for ever."""
+        return WALL + timedelta(seconds=self.now * machine.rate)
+
+    def thaw(self, machine: Machine) -> None:
+        """Let a frozen machine go on: whatever fell due meanwhile happens within the next two seconds."""
+        machine.frozen = False
+        machine.thawed_at = self.now
+        deferred, machine.deferred = machine.deferred, []
+        for work, process in deferred:
+            self.at(self.now + self.rng.uniform(0.0, 0.3), work, process)
+
+
+def clock_of(engine: Engine, machine: Machine) -> VirtualClock:
+    """Return the machine's clocks in the shape that product code takes."""
+    return VirtualClock(engine, machine)
+
+
+@dataclass(frozen=True)
+class VirtualClock:
+    """A shared.clock.Clock."""
+
+    engine: Engine
+    machine: Machine
+
+    def now(self) -> datetime:
+        """Return the wall clock."""
+        return self.engine.wall(self.machine)
+
+    def boot(self) -> float:
+        """Return the boot clock."""
+        return self.engine.boot(self.machine)

@@ -1,0 +1,452 @@
+"""The scheduler's shell in small: one transaction per commit, an outbox, a relay, heartbeats; the core is the real one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from services.scheduler import codec
+from services.scheduler.core import leases
+from services.scheduler.core.decisions import (
+    CheckpointSaved,
+    ConfigSaved,
+    Decision,
+    DesiredCleared,
+    DesiredSet,
+    HostSaved,
+    JobSaved,
+    Published,
+    RequestHeld,
+    RequestReleased,
+)
+from services.scheduler.core.inputs import (
+    Beat,
+    FactArrived,
+    HostRequestArrived,
+    Input,
+    Place,
+    RequestArrived,
+    Tick,
+    mentioned,
+    names,
+)
+from services.scheduler.core.state import Checkpoint, ClusterState, Host, Job, Limits, Moment
+from services.scheduler.core.step import adopt, references, steps
+from shared.bus.port import BusError, PubAck, StreamReset
+from shared.events import subjects
+from shared.events.base import Envelope
+from shared.events.calls import ControlEntry, Heartbeat, HeartbeatReply
+from shared.events.job import JOB_EVENTS, JobEventBase
+from shared.events.requests import HostDrainRequested, JobRequest
+from tests.faults.simulation.broker import Broker
+from tests.faults.simulation.engine import Crash, Engine, Machine, Process, Thread
+
+NODE = "scheduler"
+_SOURCE = "/trainyard/scheduler"
+
+
+@dataclass
+class DesiredRow:
+    """See services.scheduler.models."""
+
+    entry: ControlEntry | None
+    outbox_id: int
+    version: int = 1
+    written_version: int = 0
+    written_epoch: str = ""
+
+
+@dataclass
+class OutboxRow:
+    """An event and the epoch it was published in."""
+
+    id: int
+    event: JobEventBase
+    published: str | None = None
+
+
+@dataclass
+class Database:
+    """What survives the scheduler; `apply` is one transaction."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    checkpoints: dict[tuple[str, str, int], Checkpoint] = field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hosts: dict[str, Host] = field(default_factory=dict)
+    held: dict[tuple[str, int], JobRequest] = field(default_factory=dict)
+    outbox: list[OutboxRow] = field(default_factory=list)
+    desired: dict[tuple[str, str], DesiredRow] = field(default_factory=dict)
+    positions: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def apply(self, decisions: Sequence[Decision]) -> None:
+        """Store what a step decided."""
+        for one in decisions:
+            match one:
+                case JobSaved(job):
+                    self.jobs[job.id] = replace(job, checkpoints=())
+                case ConfigSaved(job_id, config):
+                    self.configs[job_id] = dict(config)
+                case CheckpointSaved(job_id, kept):
+                    self.checkpoints[job_id, kept.host, kept.step] = kept
+                case HostSaved(host):
+                    self.hosts[host.id] = host
+                case RequestHeld(request):
+                    self.held[request.job, request.req_n] = request
+                case RequestReleased(job_id, req_n):
+                    self.held.pop((job_id, req_n), None)
+                case Published(change, at, state):
+                    event = JOB_EVENTS[change](at=at, state=state)
+                    self.outbox.append(OutboxRow(len(self.outbox) + 1, event))
+        newest = {
+            (d.host, d.job): d for d in decisions if isinstance(d, DesiredSet | DesiredCleared)
+        }
+        for key, wanted in newest.items():
+            entry = None
+            if isinstance(wanted, DesiredSet):
+                config = self.configs.get(wanted.job, {}) if wanted.desired == "run" else {}
+                entry = codec.desired_entry(wanted, config)
+            old = self.desired.get(key)
+            row = DesiredRow(entry, len(self.outbox))
+            if old is not None:
+                row.version = old.version + 1
+                row.written_version, row.written_epoch = old.written_version, old.written_epoch
+            self.desired[key] = row
+
+    def load_jobs(self, ids: Sequence[str]) -> list[Job]:
+        """Return those of `ids` that exist, as a restart finds them."""
+        found = []
+        for job in (self.jobs[i] for i in ids if i in self.jobs):
+            run = None if job.run is None else replace(job.run, missing_since=None)
+            mine = tuple(c for k, c in self.checkpoints.items() if k[0] == job.id and not c.deleted)
+            found.append(replace(job, run=run, checkpoints=mine))
+        return found
+
+    def load(self, now: Moment, limits: Limits) -> ClusterState:
+        """Return the cluster; see services.scheduler.store.load."""
+        ids = [job.id for job in self.jobs.values() if not job.is_ended]
+        jobs = {job.id: job for job in self.load_jobs(ids)}
+        wanted = {ref for job in jobs.values() for ref in references(job)} - jobs.keys()
+        jobs |= {job.id: job for job in self.load_jobs(sorted(wanted))}
+        hosts = {}
+        for host in self.hosts.values():
+            seen = None if host.seen is None else Moment(host.seen.wall, now.boot)
+            hosts[host.id] = replace(host, seen=seen, boot_seen=now.boot, runs={}, stops={})
+        for (host_id, job_id), row in self.desired.items():
+            owner = jobs.get(job_id)
+            run = owner.run if owner else None
+            if row.entry is None or row.entry.desired != "stop" or host_id not in hosts:
+                continue
+            if run is None or (run.host, run.attempt) != (host_id, row.entry.attempt):
+                stops = {**hosts[host_id].stops, job_id: row.entry.attempt}
+                hosts[host_id] = replace(hosts[host_id], stops=stops)
+        held: dict[str, tuple[JobRequest, ...]] = {}
+        for (job_id, _), request in sorted(self.held.items(), key=lambda kv: kv[0]):
+            held[job_id] = (*held.get(job_id, ()), request)
+        last = max((job.order for job in self.jobs.values()), default=0)
+        state = ClusterState(hosts=hosts, held=held, next_order=last + 1, limits=limits)
+        return adopt(state, sorted(jobs.values(), key=lambda job: job.order), now)
+
+
+Observer = Callable[[Sequence[Input], Sequence[Decision]], None]
+
+
+class SchedulerNode:
+    """One scheduler that is started again and again on the same database."""
+
+    def __init__(
+        self, engine: Engine, broker: Broker, machine: Machine, limits: Limits, observe: Observer
+    ) -> None:
+        """Do not start yet. `observe` sees each committed transaction."""
+        self.engine = engine
+        self.broker = broker
+        self.machine = machine
+        self.limits = limits
+        self.observe = observe
+        self.db = Database()
+        self.process = Process(machine, NODE, alive=False)
+        self.crash_chance = 0.0
+        self.epoch = 0
+        self.state = ClusterState(limits=limits)
+        for stream in ("REQUESTS", "RUNS"):
+            broker.readers[stream].append(lambda stream=stream: self._wake_reader(stream))  # type: ignore[misc]
+        broker.reconnected[NODE] = self._reconnected
+
+    # life
+
+    def start(self) -> None:
+        """Load the database and lead."""
+        if self.process.alive:
+            return
+        self.process = Process(self.machine, NODE)
+        self.epoch += 1
+        self.state = self.db.load(self.now(), self.limits)
+        self.ctl_epoch = ""
+        self._told: dict[str, str] = {}
+        self._pending: set[str] = set()
+        self._check_epoch = True
+        self._pause = 0.1
+        self.engine.note(NODE, "started", self.epoch)
+        self.engine.spawn(self.process, self._seconds())
+        for stream in ("REQUESTS", "RUNS"):
+            self._wake_reader(stream)
+
+    def kill(self) -> None:
+        """Die; what was not committed is gone."""
+        if self.process.alive:
+            self.engine.note(NODE, "killed")
+            self.process.alive = False
+
+    def crash(self, point: str) -> None:
+        """Perhaps die right here."""
+        if self.crash_chance and self.engine.rng.random() < self.crash_chance:
+            self.engine.note(NODE, "crash", point)
+            self.process.alive = False
+            raise Crash(point)
+
+    def now(self) -> Moment:
+        """Return this instant on the scheduler's clocks."""
+        return Moment(self.engine.wall(self.machine), self.engine.boot(self.machine))
+
+    # deciding
+
+    def commit(
+        self, inputs: Sequence[Input], position: tuple[str, str, int] | None = None
+    ) -> tuple[Decision, ...]:
+        """See services.scheduler.desk.Desk.commit."""
+        known = self._with_named_jobs(inputs)
+        state, decisions = steps(known, inputs, self.now())
+        self.crash("before_commit") if decisions else None
+        self.store(inputs, decisions, position)
+        self.crash("after_commit") if decisions else None
+        self.state = state
+        if any(
+            isinstance(d, Published | DesiredSet | DesiredCleared | HostSaved) for d in decisions
+        ):
+            self._soon("relay", 0.005, self._relay)
+        if not any(isinstance(one, Place) for one in inputs) and state.queue.standing and decisions:
+            self._soon("place", 0.005, self._place)
+        return decisions
+
+    def store(
+        self,
+        inputs: Sequence[Input],
+        decisions: Sequence[Decision],
+        position: tuple[str, str, int] | None,
+    ) -> None:
+        """Write decisions and position together."""
+        self.db.apply(decisions)
+        self.save_position(position)
+        self.observe(inputs, decisions)
+
+    def save_position(self, position: tuple[str, str, int] | None) -> None:
+        """Write how far a stream was applied."""
+        if position is not None:
+            self.db.positions[position[0]] = (position[1], position[2])
+
+    def _with_named_jobs(self, inputs: Sequence[Input]) -> ClusterState:
+        state = self.state
+        wanted = {j for one in inputs for j in (*names(one), *mentioned(one))}
+        for one in inputs:
+            for name in names(one):
+                job = state.jobs.get(name)
+                if job is not None and job.is_ended:
+                    wanted |= references(job)
+        asked: set[str] = set()
+        while missing := sorted(wanted - state.jobs.keys() - asked):
+            asked |= set(missing)
+            found = self.db.load_jobs(missing)
+            state = adopt(state, found, self.now())
+            wanted |= {ref for job in found for ref in references(job)}
+        return state
+
+    # threads
+
+    def _soon(self, name: str, seconds: float, work: Callable[[], None]) -> None:
+        """Do `work` once soon, however often that is asked."""
+        if name in self._pending:
+            return
+        self._pending.add(name)
+
+        def go() -> None:
+            self._pending.discard(name)
+            work()
+
+        self.engine.after(seconds, go, self.process)
+
+    def _seconds(self) -> Thread:
+        for second in itertools.count():
+            self.commit([Tick()])
+            if self.state.queue.standing:
+                self._place()
+            self._soon("relay", 0.005, self._relay)
+            if second % 10 == 9:
+                self._check_epoch = True
+                for host in self.state.hosts.values():
+                    if host.seen is not None and host.id in self.db.hosts:
+                        stored = self.db.hosts[host.id]
+                        self.db.hosts[host.id] = replace(stored, seen=host.seen)
+            if second % 20 == 19:
+                self._audit()
+            if second % 5 == 4:
+                for stream in ("REQUESTS", "RUNS"):
+                    self._wake_reader(stream)
+            yield 1.0
+
+    def _place(self) -> None:
+        if self.state.queue.standing:
+            self.commit([Place(256, 64)])
+
+    def _wake_reader(self, stream: str, seconds: float | None = None) -> None:
+        if self.process.alive:
+            pause = self.broker.latency() if seconds is None else seconds
+            self._soon(stream, pause, lambda: self._read(stream))
+
+    def _read(self, stream: str) -> None:
+        epoch, after = self.db.positions.get(stream, ("", 0))
+        try:
+            items = self.broker.fetch(NODE, stream, epoch or None, after)
+        except StreamReset as reset:
+            self.engine.note(NODE, "reset", stream, reset.epoch)
+            self.commit([], (stream, reset.epoch, 0))
+            self._wake_reader(stream)
+            return
+        except BusError:
+            self._wake_reader(stream, 0.5)
+            return
+        if items:
+            last = items[-1][0]
+            self.commit([_input(item) for item in items], (stream, last.epoch, last.seq))
+            self._wake_reader(stream)
+
+    def _reconnected(self) -> None:
+        self._check_epoch = True
+        if self.process.alive:
+            self._soon("relay", 0.01, self._relay)
+
+    # heartbeats
+
+    def on_beat(
+        self, host: str, message: Heartbeat, answer: Callable[[HeartbeatReply], None]
+    ) -> None:
+        """Store a heartbeat, then answer it."""
+        beat = Beat(host, message)
+        reply = leases.reply(self.state, beat, self.now(), self.ctl_epoch, self.epoch)
+        self.commit([beat])
+        answer(reply)
+
+    # carrying out; see services.scheduler.execute
+
+    def _relay(self) -> None:
+        try:
+            self._relay_once()
+        except BusError:
+            self._soon("relay", self._pause, self._relay)
+            self._pause = min(self._pause * 2, 2.0)
+        else:
+            self._pause = 0.1
+
+    def _relay_once(self) -> None:
+        if self._check_epoch:
+            epoch = self.broker.epoch(NODE, "JOBS")
+            known = self.db.positions.get("JOBS", ("", 0))[0]
+            if known != epoch:
+                for row in self.db.outbox:
+                    if row.published not in (None, epoch):
+                        row.published = None
+                self.db.positions["JOBS"] = (epoch, 0)
+            self._check_epoch = False
+        self._publish_all()
+        self.crash("after_publish")
+        epoch = self._ctl_epoch()
+        if epoch != self.ctl_epoch:
+            self.ctl_epoch = ""
+            self._told.clear()
+            self._remove_strangers()
+        self._write_all(epoch)
+        self.crash("after_write")
+        for host in self.state.hosts.values():
+            if self._told.get(host.id) != epoch:
+                value = json.dumps({"epoch": epoch}).encode()
+                self.broker.put(NODE, subjects.control_epoch_key(host.id), value)
+                self._told[host.id] = epoch
+        self.ctl_epoch = epoch
+
+    def _ctl_epoch(self) -> str:
+        self.broker.require(NODE)
+        return self.broker.ctl_epoch
+
+    def _publish_all(self) -> None:
+        rows = [row for row in self.db.outbox if row.published is None]
+        if not rows:
+            return
+        epoch = self.broker.epoch(NODE, "JOBS")
+        failed: dict[str, BusError] = {}
+        for row in rows:
+            job = row.event.state.job
+            if job in failed:
+                continue  # the next event of a job waits for this one
+            envelope = Envelope(str(row.id), _SOURCE, row.event.at)
+            result = self.broker.publish(
+                NODE, "JOBS", subjects.job(job), row.event, envelope, str(row.id)
+            )
+            if isinstance(result, PubAck):
+                self.crash("before_mark_published")
+                row.published = epoch
+            else:
+                failed[job] = result
+        if failed:
+            raise next(iter(failed.values()))
+
+    def _write_all(self, epoch: str) -> None:
+        first = next((row.id for row in self.db.outbox if row.published is None), None)
+        for key, row in sorted(self.db.desired.items(), key=lambda kv: kv[1].outbox_id):
+            if row.version == row.written_version and row.written_epoch == epoch:
+                continue
+            if first is not None and row.outbox_id >= first:
+                continue
+            value = None
+            if row.entry is not None:
+                value = row.entry.model_copy(update={"epoch": epoch}).model_dump_json().encode()
+            self.broker.put(NODE, subjects.control_key(*key), value)
+            if row.entry is None:
+                del self.db.desired[key]
+            else:
+                row.written_version, row.written_epoch = row.version, epoch
+
+    def _remove_strangers(self) -> None:
+        there = self.broker.entries(NODE, "")
+        known = {
+            subjects.control_key(*k) for k, r in self.db.desired.items() if r.entry is not None
+        }
+        known |= {subjects.control_epoch_key(host) for host in self.state.hosts}
+        for key in sorted(set(there) - known):
+            self.broker.put(NODE, key, None)
+            self._told.pop(key.partition(".")[0], None)
+
+    def _audit(self) -> None:
+        if not self.ctl_epoch:
+            return
+        try:
+            there = self.broker.entries(NODE, "")
+            for key, row in self.db.desired.items():
+                if row.entry is None:
+                    continue
+                value = row.entry.model_copy(update={"epoch": self.ctl_epoch}).model_dump_json()
+                if there.get(subjects.control_key(*key)) != value.encode():
+                    row.written_epoch = ""
+            self._remove_strangers()
+        except BusError:
+            return
+
+
+def _input(item: tuple[Any, Any, Any]) -> Input:
+    message, _, event = item
+    if message.stream == "RUNS":
+        where = subjects.RunSubject.parse(message.subject)
+        return FactArrived(where.host, where.job, where.attempt, event)
+    if isinstance(event, HostDrainRequested):
+        return HostRequestArrived(event)
+    return RequestArrived(event)
