@@ -310,8 +310,8 @@ REASONS: dict[Reason, ReasonText] = {
         Retry.NEVER,
         "time_limit_minutes was reached.",
         "已达到 time_limit_minutes。",
-        "Raise time_limit_minutes and retry: it goes on from the last checkpoint.",
-        "请增大 time_limit_minutes 后重试：将从最后的检查点继续。",
+        "Retry goes on from the last checkpoint for as long again; clone the job to set another limit.",
+        "重试将从最后的检查点继续，时限重新计算；要更改时限请克隆任务。",
     ),
     Reason.EXIT_UNKNOWN: ReasonText(
         Retry.SPEND,

@@ -76,7 +76,7 @@ def job_read(
         depends_on=list(row.depends_on),
         pipeline=None,
         tags=list(row.tags),
-        progress=Progress(**found.progress) if found.progress else None,
+        progress=_progress(found, status),
         latest_metrics=found.latest_metrics or {},
         final_metrics=None if reopening else _final(row, state),
         checkpoint_dir=state.checkpoint_dir if state else None,
@@ -126,6 +126,15 @@ def clone_body(row: JobRow) -> dict[str, Any]:
         "description": row.description,
         "tags": list(row.tags),
     }
+
+
+def _progress(latest: Latest, status: JobStatus) -> Progress | None:
+    """Return how far it is; a job that stands still before its last step has no time of arrival."""
+    if latest.progress is None:
+        return None
+    if status in (JobStatus.RUNNING, JobStatus.COMPLETED):
+        return Progress(**latest.progress)
+    return Progress(**latest.progress | {"eta_seconds": None})
 
 
 def _stop(state: JobState | None, pending: AbstractSet[Action]) -> str | None:
