@@ -12,6 +12,8 @@ from sqlmodel import select
 
 from services.api.db.tables import JobRow, JobSecretRow, RequestRow
 from services.api.jobs.placement import KnownHost, Place, place_of
+from shared.jobs.lifecycle import Change
+from shared.jobs.status import JobStatus
 from shared.specs import parse_job_spec
 from tests.integration.api.conftest import MakeYard
 from tests.integration.api.yard import ApiYard, inventory
@@ -37,6 +39,20 @@ async def test_fifty_posts_with_one_key_make_one_job(both: ApiYard) -> None:
     assert reply.json()["uuid"] == replies[0].json()["uuid"]
     reply = await both.http.post("/api/v1/jobs/", json=body | {"name": "x"}, headers=headers)
     assert (reply.status_code, reply.json()["code"]) == (409, "idempotency_mismatch")
+
+
+async def test_a_key_whose_job_was_deleted_says_so(both: ApiYard) -> None:
+    headers = {"Idempotency-Key": "k-2"}
+    uuid = (await both.submit(headers))["uuid"]
+    await both.say(Change.CANCELLED, uuid, status=JobStatus.CANCELLED)
+    assert (await both.http.delete(f"/api/v1/jobs/{uuid}")).status_code == 204
+    for _ in range(2):
+        reply = await both.http.post("/api/v1/jobs/", json=both.body(), headers=headers)
+        assert (reply.status_code, reply.json()["code"]) == (409, "idempotency_job_deleted")
+        assert uuid in reply.json()["detail"]
+        await both.say(Change.DELETED, uuid, deleted=True, req_n=2)
+    assert len(both.rows(select(JobRow))) == 1
+    assert (await both.submit({"Idempotency-Key": "k-3"}))["uuid"] != uuid
 
 
 async def test_a_key_is_answered_when_the_data_has_gone(yard: ApiYard) -> None:
