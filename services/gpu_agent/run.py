@@ -52,6 +52,8 @@ class Run:
     stopping: str | None = None
     unkillable: bool = False
     """SIGKILL did not end it: it is given up, and the host takes no new work."""
+    stop_by: float = float("inf")
+    """Unix time at which the grace of a stop that is under way ends."""
     trainer_gone_at: float | None = None
     resend_at: float = field(default=float("inf"))
     """Boot time at which the facts of an ended attempt are sent again if it is still wanted."""
@@ -145,15 +147,34 @@ class Run:
     async def stop(self, mode: str, grace: float) -> None:
         """Ask for the end; SIGTERM to the trainer, after `grace` seconds to the session, then SIGKILL to all."""
         self.stopping = mode
-        deadline = self._note_stop(mode, grace)
+        self.stop_by = self._note_stop(mode, grace)
         logger("run").info("stopping", job=self.job, attempt=self.attempt, mode=mode, grace=grace)
         processes = RunProcesses.read(self.files.pid)
         if processes is not None and processes.trainer is not None:
             processes.trainer.send(signal.SIGTERM)
-        if await self.wait_gone(max(0.0, deadline - time.time())):
+        while not self.unkillable and (left := self.stop_by - time.time()) > 0:
+            if await self.wait_gone(min(left, LOCK_SECONDS)):
+                return
+        if await self.wait_gone(0.0):
             return
         logger("run").warning("grace_over", job=self.job, attempt=self.attempt)
         await self._end_family(TERM_SECONDS)
+
+    def hasten(self, mode: str, grace: float) -> None:
+        """Turn a stop that is under way into another: `mode` from now on, and at most `grace` seconds more.
+
+        It does nothing before `stop` has begun. The trainer was sent its signal already and reads the mode at its end.
+        """
+        if self.stop_by == float("inf"):
+            return
+        self.stopping = mode
+        self.stop_by = min(self.stop_by, time.time() + grace)
+        logger("run").info("hastened", job=self.job, attempt=self.attempt, mode=mode, grace=grace)
+        try:
+            write_atomic_json(self.files.stop, {"mode": mode, "deadline": self.stop_by})
+        except OSError as error:
+            # the scheduler knows what it asked for; the file is for the trainer and for the next agent
+            logger("run").error("stop_not_noted", job=self.job, error=str(error))
 
     def _note_stop(self, mode: str, grace: float) -> float:
         """Write `stop.json`; a stop that an earlier agent began keeps its deadline."""

@@ -117,6 +117,8 @@ class Runner:
             job = action.entry.job if isinstance(action, Start | Refuse | Collect) else action.job
             if job not in self._busy:
                 self._begin(job, self._do(action))
+            elif isinstance(action, Stop) and action.mode == "cancel":
+                self.runs[job, action.attempt].hasten(action.mode, action.grace)
         self._send_again()
         self._sweep()
 

@@ -76,6 +76,8 @@ class Collect:
 
 Action = Start | Stop | EndUnstarted | Refuse | Collect
 COLLECT_GRACE = 10.0
+HASTE_GRACE = 10.0
+"""What is left to a run that is being stopped for another reason (a pause saves a checkpoint) once nobody wants it."""
 
 
 def reconcile(
@@ -121,7 +123,9 @@ def _wanted(entry: ControlEntry, mine: list[RunView], accepting: bool) -> list[A
     if own is None or own.phase is Phase.NEW:
         actions.append(EndUnstarted(entry.job, entry.attempt, mode))
     elif own.phase is Phase.ALIVE and own.stopping != mode:
-        actions.append(Stop(entry.job, entry.attempt, mode, entry.grace_seconds))
+        hurried = own.stopping is not None and mode == "cancel"
+        grace = min(entry.grace_seconds, HASTE_GRACE) if hurried else entry.grace_seconds
+        actions.append(Stop(entry.job, entry.attempt, mode, grace))
     return actions
 
 

@@ -123,6 +123,21 @@ async def test_crash_in_the_trainer_gets_its_reason(
     assert [i for i in plane.of("job1", "log") if i["level"] == "ERROR"]
 
 
+async def test_a_cancel_does_not_wait_for_the_grace_of_a_pause(
+    local_agent: LocalAgent, plane: ControlPlane
+) -> None:
+    agent = await local_agent.start()
+    await plane.want(plane.entry("job1", config=SLOW | {"ignore_term": True}))
+    await plane.wait_steps("job1", 3)
+    await plane.want(plane.entry("job1", desired="pause", grace_seconds=600))
+    stop = agent.files.job("job1").attempt(1).stop
+    await eventually(lambda: (shim.read_json(str(stop)) or {}).get("mode") == "pause", 5)
+    await plane.want(plane.entry("job1", desired="stop", stop_mode="cancel", grace_seconds=1))
+    exited = await plane.wait_exited("job1")
+    assert (exited.outcome, exited.stop_cause, exited.signal) == ("stopped", "cancel", 9)
+    assert (shim.read_json(str(stop)) or {})["mode"] == "cancel"
+
+
 async def test_pause_then_resume_is_a_new_attempt(
     local_agent: LocalAgent, plane: ControlPlane
 ) -> None:

@@ -110,6 +110,23 @@ def test_collect_does_not_wait_long() -> None:
     assert action.grace == 10
 
 
+@pytest.mark.parametrize(
+    ("stopping", "mode", "grace"),
+    [(None, "stop", 600), ("pause", "stop", 10), ("drain", "stop", 10), ("drain", "pause", 600)],
+)
+def test_a_cancel_does_not_wait_for_another_stop(
+    stopping: str | None, mode: str, grace: float
+) -> None:
+    (action,) = reconcile(
+        {"j": entry(1, mode, grace_seconds=600)},
+        [view(1, ALIVE, stopping=stopping)],
+        complete=False,
+        accepting=True,
+    )
+    assert isinstance(action, Stop)
+    assert action.grace == grace
+
+
 def apply(actions: tuple[Action, ...], runs: dict[int, RunView]) -> None:
     """What the runner makes of the actions, each one done to its end."""
     for action in actions:

@@ -274,6 +274,24 @@ def test_delete_leaves_a_tombstone_and_collects_on_every_host() -> None:
     assert made == [DesiredCleared("box1", job.id)]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "cause"), [("stopped", "pause"), ("stopped", "cancel"), ("failed", None)]
+)
+def test_a_cancel_during_a_pause_is_told_to_the_host_and_wins(
+    outcome: str, cause: str | None
+) -> None:
+    world = a_running_job()
+    world.request(1, JobPauseRequested)
+    world.request(1, JobResumeRequested)
+    world.request(1, JobCancelRequested)
+    told = [d for d in world.decisions if isinstance(d, DesiredSet)][-1]
+    assert (told.desired, told.stop_mode) == ("stop", "cancel")
+    fields = {"stop_cause": cause} if cause else {"reason": Reason.KILLED}
+    job = world.exited(1, outcome, **fields)
+    assert (job.state.status, job.state.reason) == (S.CANCELLED, Reason.USER)
+    assert job.state.stop_requested is None
+
+
 def test_secrets_named_later_reach_the_attempts_that_start_later() -> None:
     world = a_running_job(max_retries=3)
     assert _secret_names(world) == ()
