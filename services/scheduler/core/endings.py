@@ -189,6 +189,8 @@ def _requeue(draft: Draft, job: Job, reason: Reason, ending: Ending) -> Job:
         host=None,
         gpus=(),
         gpu_uuids=(),
+        # Readers store an attempt to its end also when they hear of the next one first.
+        final_seq=ending.final.get("final_seq"),
     )
 
 
