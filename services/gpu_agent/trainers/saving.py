@@ -78,8 +78,9 @@ class CheckpointWriter:
         keep = checkpoint_store.retained((c.step for c in there), self._limit, best_step)
         for checkpoint in reversed(there):
             if checkpoint.step not in keep:
-                checkpoint_store.delete(checkpoint)
+                # said first: a kill in between leaves a folder that nobody lists, never a row without a folder
                 self._context.checkpoint_deleted(checkpoint.step)
+                checkpoint_store.delete(checkpoint)
 
 
 class SealedCheckpoints:
