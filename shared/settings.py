@@ -53,6 +53,11 @@ class Settings(BaseSettings):
         """Return the folders that jobs may read, or None where any readable path is allowed."""
         if self.is_loopback and not self.data_roots:
             return None
+        return self.restricted_roots
+
+    @property
+    def restricted_roots(self) -> tuple[Path, ...]:
+        """Return what TRAINYARD_DATA_ROOTS names, else the project's own folders."""
         named = [Path(p).expanduser().resolve() for p in self.data_roots.split(":") if p]
         own = [PROJECT_ROOT, self.checkpoint_dir, self.home / "datasets", self.home / "models"]
         return tuple(named or own)

@@ -17,8 +17,8 @@ _API_PREFIXES = ("api/", "docs", "openapi.json", "livez", "readyz", "metrics")
 _LINKS = {"docs": "/docs", "openapi": "/openapi.json", "jobs": "/api/v1/jobs/", "health": "/readyz"}
 _NOTE = (
     "<!doctype html><meta charset=utf-8><title>Trainyard</title>"
-    "<h1>Trainyard</h1><p>The api runs. The web interface is not built here: run <code>make ui</code>.</p>"
-    "<p>api 正在运行。此处未构建网页界面：请运行 <code>make ui</code>。</p><ul>"
+    "<h1>Trainyard</h1><p>The api runs. This version has no web pages; the documentation of the API lets you try it in a browser.</p>"
+    "<p>api 正在运行。此版本没有网页界面，可在 API 文档页中试用接口。</p><ul>"
     + "".join(f'<li><a href="{path}">{name}</a></li>' for name, path in _LINKS.items())
     + "</ul>"
 )

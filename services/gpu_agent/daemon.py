@@ -96,6 +96,7 @@ class Agent:
             reports=self.runner.reports,
             changed=self._changed,
         )
+        self.runner.may_start = self.heartbeat.may_start
         self._commands = Commands(host, self.files, settings.roots, PROJECT_ROOT)
         self._sampler = Sampler(inventory, lambda: self.runner.alive, options.sample_seconds)
 

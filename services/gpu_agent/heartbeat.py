@@ -15,7 +15,7 @@ from shared.bus.jetstream import Bus
 from shared.bus.port import BusError
 from shared.clock import Clock
 from shared.events import subjects
-from shared.events.calls import Heartbeat, HeartbeatReply, RunReport
+from shared.events.calls import ControlEntry, Heartbeat, HeartbeatReply, RunReport
 from shared.log import logger
 
 DEADLINE_SECONDS = 3.0
@@ -34,6 +34,8 @@ class Standing:
     answered: bool = False
     refused_since: float | None = None
     """Boot time since when the scheduler says that another agent has this id."""
+    leased_until: float = 0.0
+    """Boot time at which the lease of the last answer is over."""
 
 
 @dataclass
@@ -106,6 +108,7 @@ class HeartbeatLoop:
         else:
             standing.refused_since = None
             standing.forgotten = False
+            standing.leased_until = sent + reply.lease_seconds * DRIFT
             self._write_lease(sent, reply.lease_seconds)
         standing.drained = reply.drained
         standing.ctl_epoch = reply.ctl_epoch
@@ -122,6 +125,14 @@ class HeartbeatLoop:
         """Tell whether new work may start here."""
         standing = self.standing
         return not (standing.drained or standing.forgotten or standing.refused_since is not None)
+
+    def may_start(self, entry: ControlEntry) -> bool:
+        """Tell whether the scheduler cannot have given this attempt up already.
+
+        With `stop_and_requeue` it counts from the last lease, so nothing starts once that is over, whatever `ctl` says.
+        """
+        leased = self.clock.boot() < self.standing.leased_until
+        return leased or entry.disconnect_policy != "stop_and_requeue"
 
     def _write_lease(self, sent: float, seconds: float) -> None:
         """For the shims, counted from when the request left. Not fsynced: after a power cut no shim is there to read it."""

@@ -76,7 +76,7 @@ class Launcher:
                 "drop_env": list(_DROPPED),
                 "policy": entry.disconnect_policy,
                 "stop_after": entry.stop_after_seconds,
-                "grace": entry.grace_seconds,
+                "grace": min(entry.grace_seconds, entry.kill_grace_seconds),
                 "lease": str(self._host.lease),
             },
         )

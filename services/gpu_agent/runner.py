@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Runner:
         self.complete = False
         """`entries` are all there are for the present epoch: a run without one is not wanted."""
         self.drained = False
+        self.may_start: Callable[[ControlEntry], bool] = lambda _: True
+        """Does the lease that this attempt was given under still run? Set from outside."""
         self.unclean = False
         """Something could not be killed: nothing new starts until the agent is started again."""
         self.closing = False
@@ -114,6 +116,8 @@ class Runner:
         views = [run.view for run in self.runs.values()]
         accepting = not (self.drained or self.unclean)
         for action in reconcile(entries, views, complete=self.complete, accepting=accepting):
+            if isinstance(action, Start) and not self.may_start(action.entry):
+                continue
             job = action.entry.job if isinstance(action, Start | Refuse | Collect) else action.job
             if job not in self._busy:
                 self._begin(job, self._do(action))
@@ -161,6 +165,7 @@ class Runner:
                 and now is not None
                 and now.attempt == entry.attempt
                 and now.desired == "run"
+                and self.may_start(entry)
             )
 
         await self._starter.start(run, entry, still_wanted)

@@ -47,6 +47,13 @@ class AgentSettings(Settings):
         return HostFiles(home, work_dir, self.checkpoint_dir if home == embedded else None)
 
     @property
+    def roots(self) -> tuple[Path, ...] | None:
+        """Return the folders that jobs may read; a host that joined an api beyond loopback is restricted like it."""
+        if read_host(self.files.host).get("restrict_paths"):
+            return self.restricted_roots
+        return super().roots
+
+    @property
     def label(self) -> str:
         """Return the name to show. Raises AgentRefused when host.json is damaged."""
         return self.agent_label or read_host(self.files.host).get("label") or platform.node()

@@ -78,9 +78,8 @@ def read_json(path: str) -> dict[str, Any] | None:
     """Return the document, or None where there is none that can be read."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            document: dict[str, Any] = json.load(file)
-            return document
-    except (OSError, ValueError):
+            return dict(json.load(file))
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -119,8 +118,7 @@ def become_subreaper() -> None:
 def read_launch(attempt_dir: str) -> dict[str, Any]:
     """Return `launch.json`, which the agent wrote before the start. Raises OSError or ValueError."""
     with open(os.path.join(attempt_dir, "launch.json"), "rb") as file:  # noqa: PTH118, PTH123
-        document: dict[str, Any] = json.load(file)
-    return document
+        return dict(json.load(file))
 
 
 def trainer_env(launch: dict[str, Any]) -> dict[str, str]:
@@ -306,17 +304,16 @@ class LeaseWatch:
             return
         if self.kill_at is None:
             lease = read_json(self.path) or {}
-            renewed = lease.get("renewed", 0.0) if lease.get("boot_id") == boot_id() else 0.0
-            if now() <= max(renewed, self.began) + self.after:
+            # a start renews nothing and a frozen host gets no second grace: the scheduler counts from the lease
+            known = lease.get("boot_id") == boot_id()
+            over = (lease.get("renewed", 0.0) if known else self.began) + self.after
+            if now() <= over:
                 return
-            self.lost = True
-            self.kill_at = now() + self.grace
-            stop = os.path.join(self.attempt_dir, "stop.json")  # noqa: PTH118
-            write_json(stop, {"mode": "requeue", "deadline": time.time() + self.grace})
-            os.kill(
-                self.trainer, signal.SIGTERM
-            )  # not reaped yet, so that the pid is still its own
-        elif now() > self.kill_at:
+            self.lost, self.kill_at = True, over + self.grace
+            deadline = time.time() + self.kill_at - now()
+            write_json(f"{self.attempt_dir}/stop.json", {"mode": "requeue", "deadline": deadline})
+            os.kill(self.trainer, signal.SIGTERM)  # not reaped yet: the pid is still its own
+        if now() > self.kill_at:
             os.kill(self.trainer, signal.SIGKILL)
 
 

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from services.gpu_agent.settings import AgentSettings
 from shared.bus.keys import new_seed, public_key_of, write_atomically
 from shared.runs import write_atomic_json
-from shared.settings import Settings
 from trainyard.cli.output import fail, out, user_errors
 from trainyard.client import Client
 
@@ -33,8 +33,8 @@ def join(
     label: Annotated[str | None, typer.Option(help="Name to show; default the host name.")] = None,
 ) -> None:
     """Let this host join a stack; then start it with `trainyard agent`."""
-    settings = Settings()
-    home = settings.home / "agents" / "local"
+    settings = AgentSettings()
+    home = settings.files.home
     if (home / "host.json").exists():
         raise fail(
             f"This host has already joined ({home / 'host.json'}). Remove that file to join anew."
@@ -44,6 +44,7 @@ def join(
         reply = client.hosts.join(code, public_key_of(seed), name)
     write_atomically(settings.home / "keys" / f"{reply['host_id']}.nk", seed)
     home.mkdir(parents=True, exist_ok=True)
-    host = {"host_id": reply["host_id"], "nats_url": reply["nats_url"], "api": url, "label": name}
+    host = {k: reply[k] for k in ("host_id", "nats_url", "restrict_paths")}
+    host |= {"api": url, "label": name}
     write_atomic_json(home / "host.json", host)
     out.print(f"Joined as {reply['host_id']}. Start it with: trainyard agent")

@@ -23,7 +23,7 @@ from trainyard.models import Job
 READY_SECONDS = 90.0
 ARITHMETIC: dict[str, Any] = {
     "name": "demo: two-digit addition",
-    "description": "A 0.8 M parameter model learns to add, measured on 400 held-out sums.",
+    "description": "A 0.8 M parameter model learns to add, measured on held-out sums.",
     "algorithm": "sft",
     "train_data_path": "datasets/arithmetic_sft.jsonl",
     "eval_data_path": "datasets/arithmetic_eval.jsonl",

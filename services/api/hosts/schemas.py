@@ -46,7 +46,7 @@ class DrainBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     stop_jobs: bool = False
-    """Also stop what runs there, with a checkpoint, so that it goes on elsewhere."""
+    """Also stop what runs there, with a checkpoint, so that it goes on where that can be read."""
 
 
 class JoinCode(BaseModel):
@@ -74,4 +74,6 @@ class JoinReply(BaseModel):
 
     host_id: str
     nats_url: str
+    restrict_paths: bool
+    """The api is bound beyond loopback: jobs may read only what TRAINYARD_DATA_ROOTS names on that host."""
     inbox_prefix: str

@@ -181,7 +181,12 @@ async def join(services: ApiServices, body: JoinBody) -> JoinReply:
             "无法从此处写入消息代理的用户文件。请与消息代理共享 TRAINYARD_HOME 后重试。",
         ) from error
     await _reload(services)
-    return JoinReply(host_id=host, nats_url=url, inbox_prefix=inbox(host))
+    return JoinReply(
+        host_id=host,
+        nats_url=url,
+        inbox_prefix=inbox(host),
+        restrict_paths=not services.settings.is_loopback,
+    )
 
 
 def code_hash(code: str) -> str:

@@ -80,8 +80,8 @@ def _restriction(r: Restriction, dialect: str) -> ColumnElement[bool]:
         return build(r)
     near = get_close_matches(r.field, [*FIELDS, *(f"config.{n}" for n in parameter_kinds())], n=1)
     raise filter_problem(
-        f"names an unknown field {_shown(r.field)}" + "".join(f"; did you mean {n}?" for n in near),
-        f"使用了未知字段 {_shown(r.field)}" + "".join(f"，是否应为 {n}？" for n in near),
+        f"names an unknown field {_shown(r.field)}" + "".join(f". Did you mean {n}" for n in near),
+        f"使用了未知字段 {_shown(r.field)}" + "".join(f"，是否应为 {n}" for n in near),
         [*FIELDS, "config.<parameter>"],
     )
 
@@ -99,9 +99,9 @@ def _parameter(r: Restriction, name: str) -> ColumnElement[bool]:
         near = get_close_matches(name, list(parameter_kinds()), n=1)
         raise filter_problem(
             f"names an unknown parameter config.{_shown(name)}"
-            + "".join(f"; did you mean config.{n}?" for n in near),
+            + "".join(f". Did you mean config.{n}" for n in near),
             f"使用了未知参数 config.{_shown(name)}"
-            + "".join(f"，是否应为 config.{n}？" for n in near),
+            + "".join(f"，是否应为 config.{n}" for n in near),
         )
     value = col(JobRow.config)[name]
     if r.value == "null" and not r.quoted and r.operator in {"=", "!="}:

@@ -68,9 +68,8 @@ def opened(draft: Draft, job: Job) -> Job:
 
 def _read(bare: Job, spec: JobSpec, gpu_memory_mib: int | None) -> Job:
     models = []
-    for field in MODEL_FIELDS:
-        text = getattr(spec, field, None)
-        source = parse_model_path(text) if text else None
+    for field, text in _model_texts(spec):
+        source = parse_model_path(text)
         if isinstance(source, JobModel):
             models.append(ModelRef(field, source.job, str(source.selector)))
     named = {ref.job for ref in models}
@@ -91,12 +90,25 @@ def _read(bare: Job, spec: JobSpec, gpu_memory_mib: int | None) -> Job:
     )
 
 
+def _model_texts(spec: JobSpec) -> list[tuple[str, str]]:
+    """Return every parameter that may name a checkpoint, by its place: `rewards.1.reward_model_path` in a list."""
+    found = [(field, getattr(spec, field, None)) for field in MODEL_FIELDS]
+    for index, component in enumerate(getattr(spec, "rewards", None) or ()):
+        found.append((f"rewards.{index}.reward_model_path", component.reward_model_path))
+    return [(field, text) for field, text in found if text]
+
+
 def _impossible(draft: Draft, job: Job, request: JobSubmitRequested) -> Bilingual | None:
     nodes = request.config.get("num_nodes", 1)
     if isinstance(nodes, int) and nodes > 1:
         return Bilingual(
             en="num_nodes above 1 is not offered by this version; use num_gpus on one host",
             zh="此版本不支持 num_nodes 大于 1，请在单台主机上使用 num_gpus",
+        )
+    if request.config.get("run_mode") == "ssh" and not request.config.get("host"):
+        return Bilingual(
+            en="run_mode ssh with ssh_host is not offered by this version; let the host join by `trainyard agent join` and name it in host",
+            zh="此版本不支持通过 ssh_host 以 ssh 方式运行，请先用 `trainyard agent join` 让主机加入，再用 host 指定",
         )
     if _reaches_itself(draft, job):
         return Bilingual(
