@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help setup demo test check bench up docs constraints clean
+.PHONY: help setup demo test check bench bench-faults up docs constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -42,6 +42,9 @@ test: $(STAMP)  ## check, then the whole suite
 
 bench: $(STAMP)  ## ratios against baselines measured in the same run
 	$(BIN)/python benchmarks/run.py
+
+bench-faults: $(STAMP)  ## 1,000 random kills, 200 kills during saves, wiped brokers; fails on a broken promise
+	$(BIN)/python benchmarks/faults.py
 
 docs: $(STAMP)  ## make the generated pages again
 	$(BIN)/python -m shared.specs.document

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from tests.e2e.stack import Stack, until
 from tests.faults.checker import Observation, Violation, check
 from tests.faults.killer import Killer
-from tests.faults.observing import leftovers, observe
+from tests.faults.observing import leftovers, observe, processes_of
 from tests.faults.watcher import Watcher
 from tests.faults.workload import Workload
 
@@ -33,9 +37,10 @@ class Report:
     seconds: float = 0.0
 
     def __str__(self) -> str:
+        dealt = f"seed {self.seed}, {sum(self.faults.values())} faults"
+        found = f"{self.jobs} jobs, {self.attempts} attempts, {len(self.violations)} violations"
         lines = [
-            f"{self.name}: seed {self.seed}, {sum(self.faults.values())} faults, {self.jobs} jobs, "
-            f"{self.attempts} attempts, {len(self.violations)} violations, {self.seconds:.0f} s",
+            f"{self.name}: {dealt}, {found}, {self.seconds:.0f} s",
             "  " + ", ".join(f"{k} {n}" for k, n in sorted(self.faults.items())),
         ]
         return "\n".join([*lines, *(f"  {v.rule} [{v.where}]: {v.seen}" for v in self.violations)])
@@ -51,8 +56,12 @@ class Scene:
         self.workload = Workload(self.stack, model, random.Random(seed))
         self._began = time.monotonic()
 
-    def __enter__(self) -> Scene:
-        self.stack.start()
+    def __enter__(self) -> Self:
+        try:
+            self.stack.start()
+        except BaseException:
+            self.__exit__()
+            raise
         self.watcher.start()
         return self
 
@@ -62,9 +71,10 @@ class Scene:
             self.watcher.stop()
         finally:
             if self.stack.process is not None and self.stack.process.poll() is None:
-                for job in self.workload.bodies if _broke_off(self.workload) else ():
-                    self.workload.act(job, "cancel")
                 self.stack.stop()
+            for pid in processes_of(self.stack.home):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def finish(self, name: str, seed: int, faults: Counter[str], settle: float) -> Report:
         """Wait for the jobs, judge everything, stop the stack and look for what it left."""
@@ -80,14 +90,6 @@ class Scene:
 
 def _attempts(seen: Observation) -> int:
     return sum(len(job.attempts) for job in seen.jobs)
-
-
-def _broke_off(workload: Workload) -> bool:
-    try:
-        shown = [workload.stack.client.jobs.get(u).is_terminal for u in workload.bodies]
-    except OSError:
-        return False
-    return not all(shown)
 
 
 def kills(
@@ -141,43 +143,58 @@ def _step(stack: Stack, job: str) -> int:
 def cut_saves(
     home: Path, model: Path, seed: int, *, count: int, seconds: float, kills_per_job: int = 3
 ) -> Report:
-    """Kill trainers while a checkpoint is being written; nothing cut short is listed or resumed from."""
+    """Kill trainers while a checkpoint is being written; nothing cut short is listed or resumed from.
+
+    Only kills that left an unfinished folder behind are counted as cuts.
+    """
     rng, done = random.Random(seed), Counter[str]()
     deadline = time.monotonic() + seconds
     with Scene(home, model, seed) as scene:
         hits: Counter[str] = Counter()
-        while done["kill in save"] < count and time.monotonic() < deadline:
-            while sum(hits[u] < kills_per_job for u in scene.workload.bodies) < int(SLOTS):
-                scene.workload.submit(max_steps=24, save_steps=2, num_epochs=9)
-            job = _cut_one(scene, rng, hits, kills_per_job)
-            if job is None:
-                continue
-            hits[job] += 1
-            done["kill in save"] += 1
-            done["folder left unfinished"] += bool(_unfinished(scene, job))
+        while done["cut a save"] < count and time.monotonic() < deadline:
+            _keep_busy(scene, hits, kills_per_job)
+            job = _kill_in_save(scene, rng, hits, kills_per_job)
+            if job is not None:
+                hits[job] += 1
+                done["cut a save" if _unfinished(scene, job) else "just after a save"] += 1
         return scene.finish("cut saves", seed, done, 300)
 
 
-def _cut_one(scene: Scene, rng: random.Random, hits: Counter[str], limit: int) -> str | None:
-    """Wait for some live job to begin a save, and kill its trainer a moment later; None where none began."""
-    wait = time.monotonic() + 2.0
-    while time.monotonic() < wait:
-        for (job, _), processes in list(scene.watcher.live.items()):
-            if hits[job] >= limit or processes.trainer is None or not _unfinished(scene, job):
-                continue
-            time.sleep(rng.uniform(0, 0.03))
-            if not _unfinished(scene, job) or not processes.trainer.send(9):  # type: ignore[arg-type]
-                continue
-            until(lambda p=processes: not p.trainer.is_alive(), 10, "the trainer is dead")  # type: ignore[misc]
-            return job
-        time.sleep(0.001)
-    # a job that ended untouched is not waited for again
+def _keep_busy(scene: Scene, hits: Counter[str], limit: int) -> None:
+    """Keep one job more than there are slots that may still be killed; jobs that ended may not."""
+    live = {job for job, _ in scene.watcher.live}
     for job in scene.workload.bodies:
-        if job not in {j for j, _ in scene.watcher.live}:
+        if job not in live and hits[job] < limit:
             shown = scene.stack.client.jobs.get(job)
             hits[job] = limit if shown.is_terminal else hits[job]
+    while sum(hits[job] < limit for job in scene.workload.bodies) <= int(SLOTS):
+        scene.workload.submit(max_steps=24, save_steps=2, num_epochs=9)
+
+
+def _kill_in_save(scene: Scene, rng: random.Random, hits: Counter[str], limit: int) -> str | None:
+    """Freeze a trainer once it has begun a save, let it go on for a moment, kill it; None where none was caught."""
+    wait = time.monotonic() + 1.0
+    while time.monotonic() < wait:
+        for (job, _), processes in list(scene.watcher.live.items()):
+            trainer = processes.trainer
+            if trainer is None or hits[job] >= limit or not _unfinished(scene, job):
+                continue
+            trainer.send(signal.SIGSTOP)
+            caught = bool(_unfinished(scene, job))
+            trainer.send(signal.SIGCONT)
+            if not caught:
+                continue
+            time.sleep(rng.uniform(0, 0.01))
+            if trainer.send(signal.SIGKILL):
+                until(lambda p=trainer: not p.is_alive(), 10, "the trainer is dead")  # type: ignore[misc]
+                return job
+        time.sleep(0.001)
     return None
 
 
-def _unfinished(scene: Scene, job: str) -> list[Path]:
-    return list((scene.stack.home / "checkpoints" / job).glob(".tmp-checkpoint-*"))
+def _unfinished(scene: Scene, job: str) -> list[str]:
+    try:
+        names = os.listdir(scene.stack.home / "checkpoints" / job)  # noqa: PTH208 - asked a thousand times a second
+    except FileNotFoundError:
+        return []
+    return [name for name in names if name.startswith(".tmp-checkpoint-")]
