@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -93,7 +93,7 @@ def desired_entry(decision: DesiredSet, config: dict[str, Any]) -> ControlEntry:
             "attempt": decision.attempt,
             "desired": decision.desired,
             "stop_mode": decision.stop_mode,
-            "config": {**config, **decision.resolved},
+            "config": with_paths(config, decision.resolved),
             "model_path": decision.model_path,
             "resume": decision.resume,
             "gpus": decision.gpus,
@@ -103,6 +103,19 @@ def desired_entry(decision: DesiredSet, config: dict[str, Any]) -> ControlEntry:
             "stop_after_seconds": decision.stop_after_seconds,
         }
     )
+
+
+def with_paths(config: Mapping[str, Any], resolved: Mapping[str, str]) -> dict[str, Any]:
+    """Return the configuration with folders in place of the checkpoints that it names, also within `rewards`."""
+    found = dict(config)
+    components = [dict(c) for c in config.get("rewards") or ()]
+    for place, path in resolved.items():
+        parent, _, field = place.rpartition(".")
+        if parent:
+            components[int(parent.removeprefix("rewards."))][field] = path
+        else:
+            found[field] = path
+    return found | {"rewards": components} if components else found
 
 
 def _checkpoint_fields(row: CheckpointRow) -> dict[str, Any]:

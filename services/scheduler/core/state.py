@@ -79,6 +79,7 @@ class ModelRef:
     """A parameter that names a checkpoint of another job."""
 
     field: str
+    """`model_path`, or its place such as `rewards.0.reward_model_path`."""
     job: str
     selector: str
     """`last`, `best`, or a step in digits."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from services.scheduler.codec import desired_entry
+from services.scheduler.core.decisions import DesiredSet
 from services.scheduler.core.feasible import is_type
 from services.scheduler.core.inputs import HostRequestArrived, RequestArrived
 from services.scheduler.core.place import schedule
@@ -19,7 +21,7 @@ from shared.events.requests import (
 from shared.events.run import RunRefused
 from shared.jobs.reasons import Reason
 from shared.jobs.status import JobStatus
-from tests.unit.scheduler.build import EPOCH, World, a_beat, a_submit, job_id
+from tests.unit.scheduler.build import EPOCH, World, a_beat, a_config, a_submit, job_id
 
 
 def told(world: World, number: int) -> str:
@@ -285,6 +287,45 @@ def test_step_zero_binds_nobody_and_a_shared_folder_frees() -> None:
     drain(world, "a", 2, drained=False)
     world.place()
     assert host_of(world, 1) == "a"
+
+
+def test_every_parameter_that_names_a_checkpoint_is_frozen_to_a_folder() -> None:
+    world = World()
+    world.do(a_beat("box1", 4))
+    for number in (1, 2, 3):
+        world.running(number)
+        world.checkpoint(number, 10, last=True)
+        world.exited(number)
+    config = a_config(
+        algorithm="grpo",
+        model_path=f"job:{job_id(1)}",
+        ref_model_path=f"job:{job_id(2)}@10",
+        rewards=[
+            {"name": "right", "reward_fn_type": "math_verify"},
+            {"name": "nice", "reward_model_type": "model", "reward_model_path": f"job:{job_id(3)}"},
+        ],
+    )
+    world.submit(4, **config)
+    world.place()
+    folders = {n: f"/ckpt/{job_id(n)}/checkpoint-10" for n in (1, 2, 3)}
+    (wanted,) = [d for d in world.decisions if isinstance(d, DesiredSet) and d.job == job_id(4)]
+    assert wanted.model_path == folders[1]
+    found = desired_entry(wanted, config).config
+    assert found["ref_model_path"] == folders[2]
+    assert found["rewards"][0] == config["rewards"][0]
+    assert found["rewards"][1] == config["rewards"][1] | {"reward_model_path": folders[3]}
+    assert config["rewards"][1]["reward_model_path"] == f"job:{job_id(3)}", "what is stored stays"
+
+
+def test_a_job_waits_for_the_job_whose_reward_model_a_component_uses() -> None:
+    world = World()
+    world.do(a_beat("box1", 4))
+    world.running(1)
+    component = {"name": "m", "reward_model_type": "model", "reward_model_path": f"job:{job_id(1)}"}
+    world.submit(2, algorithm="grpo", rewards=[component])
+    world.place()
+    assert world.job(2).run is None
+    assert told(world, 2) == "waits for job job1"
 
 
 def test_model_of_another_job_freezes_to_a_folder_and_its_host() -> None:
