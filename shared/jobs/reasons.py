@@ -167,8 +167,8 @@ REASONS: dict[Reason, ReasonText] = {
     Reason.USER: ReasonText(Retry.NEVER, "At the user's request.", "由用户操作。"),
     Reason.DRAINED: ReasonText(
         Retry.FREE,
-        "The host was drained; the job goes on elsewhere.",
-        "主机被排空，任务将在别处继续。",
+        "The host was drained; the job goes on where its newest checkpoint can be read, if need be on this host once it takes jobs again.",
+        "主机被排空；任务将在能读取其最新检查点的主机上继续，若只有本机可读，则待本机恢复接收任务后继续。",
     ),
     Reason.TARGET_REACHED: ReasonText(
         Retry.NEVER, "stop_metric reached stop_value.", "stop_metric 已达到 stop_value。"
