@@ -84,8 +84,8 @@ async def test_the_scheduler_hears_which_secrets_a_job_has(both: ApiYard) -> Non
         assert (await both.http.put(f"{base}/{name}", json={"value": CANARY})).status_code == 204
     assert (await both.http.delete(f"{base}/HF_TOKEN")).status_code == 204
     assert (await both.http.delete(f"{base}/HF_TOKEN")).status_code == 404
-    rows = both.rows(select(RequestRow).where(RequestRow.key == f"job:{uuid}"))
-    rows.sort(key=lambda row: row.req_n)
+    mine = select(RequestRow).where(RequestRow.key == f"job:{uuid}")
+    rows = sorted(both.rows(mine), key=lambda row: row.req_n)
     assert [row.req_n for row in rows] == [1, 2, 3, 4]
     assert [row.body["secret_names"] for row in rows] == [
         ["HF_TOKEN"],

@@ -87,7 +87,8 @@ async def test_garbage_is_put_aside_and_the_rest_goes_on(yard: Yard) -> None:
     await raw.send("met.h1.j.not-a-number", b'{"type":"run.metrics.v1","first_seq":1,"items":[]}')
     await yard.tell("met", met(1, [metric(1, loss=1.0)]))
     await yard.until_frames(["status", "metric"])
-    assert yard.projector.stats.dead == {"undecodable": 2, "bad_subject": 1}
+    # counted after the commit that makes the frames visible
+    await eventually(lambda: yard.projector.stats.dead == {"undecodable": 2, "bad_subject": 1})
     rows = yard.telemetry.read_now(
         lambda s: s.execute(select(tables.dead_letter.c.reason, tables.dead_letter.c.data)).all()
     )
