@@ -105,6 +105,11 @@ def _impossible(draft: Draft, job: Job, request: JobSubmitRequested) -> Bilingua
             en="num_nodes above 1 is not offered by this version; use num_gpus on one host",
             zh="此版本不支持 num_nodes 大于 1，请在单台主机上使用 num_gpus",
         )
+    if request.config.get("run_mode") == "ssh" and not request.config.get("host"):
+        return Bilingual(
+            en="run_mode ssh with ssh_host is not offered by this version; let the host join by `trainyard agent join` and name it in host",
+            zh="此版本不支持通过 ssh_host 以 ssh 方式运行，请先用 `trainyard agent join` 让主机加入，再用 host 指定",
+        )
     if _reaches_itself(draft, job):
         return Bilingual(
             en="it would wait for itself (depends_on)", zh="任务将等待自身（depends_on）"
