@@ -296,7 +296,7 @@ class LeaseWatch:
         self.tick = LEASE_TICK if self.active else 60.0
         self.began = now()
         self.lost = False
-        self.kill_at = None
+        self.kill_at: float | None = None
 
     def look(self) -> None:
         """Stop the trainer if the lease has run out: SIGTERM, and SIGKILL after the grace."""
