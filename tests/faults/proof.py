@@ -126,8 +126,8 @@ def wiped_broker(home: Path, model: Path, seed: int, *, jobs: int = 5) -> Report
     """Stop the stack, delete the broker's store, start again: every unfinished job goes on and none is doubled."""
     with Scene(home, model, seed) as scene:
         stack, workload = scene.stack, scene.workload
-        uuids = [workload.submit(max_steps=60, save_steps=10, num_epochs=20) for _ in range(jobs)]
-        until(lambda: _step(stack, uuids[0]) >= 12, 90, "the first job has a checkpoint", stack)
+        uuids = [workload.submit(max_steps=24, save_steps=6, num_epochs=9) for _ in range(jobs)]
+        until(lambda: _step(stack, uuids[0]) >= 7, 90, "the first job has a checkpoint", stack)
         workload.act(uuids[-1], "pause")
         stack.stop()
         shutil.rmtree(home / "nats" / "store")
