@@ -101,6 +101,7 @@ def desired_entry(decision: DesiredSet, config: dict[str, Any]) -> ControlEntry:
             "secret_names": decision.secret_names,
             "disconnect_policy": decision.disconnect_policy,
             "stop_after_seconds": decision.stop_after_seconds,
+            "kill_grace_seconds": decision.kill_grace_seconds,
         }
     )
 

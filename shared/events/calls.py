@@ -117,3 +117,5 @@ class ControlEntry(EventBase):
     disconnect_policy: str = "keep"
     stop_after_seconds: float = 600.0
     """With `stop_and_requeue`: the shim stops the trainer this long after the last renewed lease."""
+    kill_grace_seconds: float = 30.0
+    """How long the trainer then has to save; the scheduler reckons with it before it places the job again."""

@@ -86,6 +86,7 @@ def _desired(draft: Draft, job: Job, run: Run, paths: dict[str, str]) -> Desired
         secret_names=job.secret_names,
         disconnect_policy=job.policy.value,
         stop_after_seconds=draft.limits.stop_after,
+        kill_grace_seconds=draft.limits.kill_grace,
     )
 
 

@@ -77,6 +77,7 @@ class DesiredSet:
     secret_names: tuple[str, ...] = ()
     disconnect_policy: str = "keep"
     stop_after_seconds: float = 600.0
+    kill_grace_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
