@@ -82,17 +82,17 @@ def test_the_guides_body_trains_to_a_checkpoint_that_loads_in_plain_python(
 def test_an_agent_killed_in_mid_training_finds_its_trainer_again(
     stack: Stack, tiny_model: Path
 ) -> None:
-    job = stack.client.jobs.submit(body(tiny_model, max_steps=150, num_epochs=5, save_steps=50))
+    job = stack.client.jobs.submit(body(tiny_model, max_steps=100, num_epochs=5, save_steps=50))
     until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
     trainer = stack.trainer_pid(job.uuid, 1)
     stack.kill("services.gpu_agent")
     assert psutil.Process(trainer).is_running()
-    until(lambda: steps_reached(stack, job.uuid) >= 60, 60, "metrics flow again", stack)
+    until(lambda: steps_reached(stack, job.uuid) >= 40, 90, "metrics flow again", stack)
     assert stack.trainer_pid(job.uuid, 1) == trainer
     ended = stack.client.jobs.wait(job.uuid, 120)
     assert (ended.status, ended.attempt) == ("COMPLETED", 1), ended.message
     data = stack.client.jobs.metrics(job.uuid, ["loss"], points=10_000)
-    assert data.x == list(range(1, 151)), "a step is missing or doubled"
+    assert data.x == list(range(1, 101)), "a step is missing or doubled"
 
 
 def test_a_killed_trainer_goes_on_from_its_newest_checkpoint_with_the_same_losses(
@@ -118,7 +118,7 @@ def test_a_killed_trainer_goes_on_from_its_newest_checkpoint_with_the_same_losse
 
 
 def test_killed_broker_and_api_are_never_noticed_by_the_job(stack: Stack, tiny_model: Path) -> None:
-    job = stack.client.jobs.submit(body(tiny_model, max_steps=150, num_epochs=5, save_steps=50))
+    job = stack.client.jobs.submit(body(tiny_model, max_steps=100, num_epochs=5, save_steps=50))
     until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
     trainer = stack.trainer_pid(job.uuid, 1)
     stack.kill("nats-server")
@@ -128,7 +128,7 @@ def test_killed_broker_and_api_are_never_noticed_by_the_job(stack: Stack, tiny_m
     ended = stack.client.jobs.wait(job.uuid, 120)
     assert (ended.status, ended.attempt) == ("COMPLETED", 1), ended.message
     assert stack.trainer_pid(job.uuid, 1) == trainer
-    assert sorted(losses(stack, job.uuid)) == list(range(1, 151))
+    assert sorted(losses(stack, job.uuid)) == list(range(1, 101))
 
 
 def test_cancel_frees_the_host_and_leaves_no_process(stack: Stack, tiny_model: Path) -> None:
@@ -147,14 +147,14 @@ def test_cancel_frees_the_host_and_leaves_no_process(stack: Stack, tiny_model: P
 
 
 def test_pause_and_resume_lose_no_step(stack: Stack, tiny_model: Path) -> None:
-    job = stack.client.jobs.submit(body(tiny_model, max_steps=120, num_epochs=5, save_steps=100))
+    job = stack.client.jobs.submit(body(tiny_model, max_steps=80, num_epochs=5, save_steps=100))
     until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
     stack.client.jobs.pause(job.uuid)
     until(lambda: stack.client.jobs.get(job.uuid).status == "PAUSED", 60, "it is paused", stack)
     stack.client.jobs.resume(job.uuid)
     ended = stack.client.jobs.wait(job.uuid, 120)
     assert (ended.status, ended.attempt) == ("COMPLETED", 2), ended.message
-    assert sorted(losses(stack, job.uuid)) == list(range(1, 121))
+    assert sorted(losses(stack, job.uuid)) == list(range(1, 81))
 
 
 def test_a_job_takes_the_checkpoint_of_the_job_it_waits_for(stack: Stack, tiny_model: Path) -> None:
@@ -262,7 +262,7 @@ def test_the_stack_leaves_and_the_next_one_adopts_what_runs(
 ) -> None:
     first = Stack(tmp_path)
     client = first.start()
-    job = client.jobs.submit(body(tiny_model, max_steps=200, num_epochs=5, save_steps=50))
+    job = client.jobs.submit(body(tiny_model, max_steps=120, num_epochs=5, save_steps=50))
     until(lambda: steps_reached(first, job.uuid) >= 5, 60, "training runs", first)
     trainer = first.trainer_pid(job.uuid, 1)
     assert first.stop() == 0
@@ -273,6 +273,6 @@ def test_the_stack_leaves_and_the_next_one_adopts_what_runs(
         ended = client.jobs.wait(job.uuid, 120)
         assert (ended.status, ended.attempt) == ("COMPLETED", 1), ended.message
         assert second.trainer_pid(job.uuid, 1) == trainer
-        assert sorted(losses(second, job.uuid)) == list(range(1, 201))
+        assert sorted(losses(second, job.uuid)) == list(range(1, 121))
     finally:
         second.stop()
