@@ -8,7 +8,7 @@ from collections.abc import Callable
 from services.gpu_agent.confirmations import Confirmations, _asks
 from services.gpu_agent.control import READ_SECONDS, ControlFollower
 from services.gpu_agent.heartbeat import DEADLINE_SECONDS, HeartbeatLoop
-from services.gpu_agent.relay import LANES, Relay
+from services.gpu_agent.relay import Relay
 from shared.bus.port import BusError
 from shared.events.calls import AckQuery, AckReply, AttemptCursor, Heartbeat, HeartbeatReply
 from shared.jobs.resources import GpuInfo, HostInventory
@@ -201,19 +201,16 @@ class SimAgent:
 
     def _follow(self) -> Thread:
         while True:
-            yield 0.01 + self._read_control()
+            self._read_control()
+            yield READ_SECONDS / 2
 
-    def _read_control(self) -> float:
-        """Read everything; return when to do so again."""
+    def _read_control(self) -> None:
+        """Read everything, or try again soon."""
         try:
             self.control.replace(self.broker.entries(self.host.id, f"{self.host.id}."))
         except BusError:
             self.control.epoch = None
-            self._soon("control", 2.0, self._read_control_again)
-        return READ_SECONDS / 2
-
-    def _read_control_again(self) -> None:
-        self._read_control()
+            self._soon("control", 2.0, self._read_control)
 
     def _on_watch(self, key: str, value: bytes | None) -> None:
         """Hear of a key, in order, a moment after it was written."""
@@ -221,7 +218,7 @@ class SimAgent:
         self.engine.at(self._watch_at, lambda: self._hear(key, value), self.process)
 
     def _hear(self, key: str, value: bytes | None) -> None:
-        heard = self.control._on_key(key, value)  # noqa: SLF001 - the product calls it from its watch
+        heard = self.control._on_key(key, value)
         with contextlib.suppress(StopIteration):
             heard.send(None)
 
@@ -248,18 +245,18 @@ class SimAgent:
 
     def _publish_once(self, lane: str) -> bool:
         """See services.gpu_agent.relay.Relay._publish_once."""
-        plan = self.relay._plan(lane)  # noqa: SLF001
+        plan = self.relay._plan(lane)
         if not plan:
             return False
         fine = True
         for spool, stream, batches in plan:
             results = []
             for batch in batches:
-                item = self.relay._message(spool, stream, batch)  # noqa: SLF001
+                item = self.relay._message(spool, stream, batch)
                 result = self.broker.publish(self.host.id, lane, *item)
                 results.append(result)
                 fine = fine and not isinstance(result, BusError)
-            self.relay._settle(spool, stream, results)  # noqa: SLF001
+            self.relay._settle(spool, stream, results)
         return fine
 
     def _reconnected(self) -> None:
@@ -300,13 +297,10 @@ class SimAgent:
                 yield BEAT_DEADLINE
                 if answers:
                     self.confirmations.apply(answers[0])
-                    self.confirmations._resend_what_is_stuck(asked)  # noqa: SLF001
+                    self.confirmations._resend_what_is_stuck(asked)
                     self.relay_soon()
                 else:
-                    self.confirmations._pardon(asked)  # noqa: SLF001
+                    self.confirmations._pardon(asked)
             for spool in self.relay.spools:
                 if spool.is_confirmed():
                     self.relay.retire(spool)
-
-
-__all__ = ["LANES", "SimAgent"]

@@ -21,7 +21,6 @@ from shared.events import subjects
 from shared.events.base import Envelope
 from shared.events.calls import AckQuery, AckReply
 from shared.events.requests import HostDrainRequested, JobSubmitRequested, RequestBase
-from shared.events.run import Kind
 from shared.events.subjects import RunSubject
 from tests.faults.simulation.broker import Broker
 from tests.faults.simulation.checks import Checks
@@ -343,14 +342,14 @@ class ApiNode:
 
     # confirmations
 
-    def ask(self, host: str, query: AckQuery, take: Callable[[AckReply], object]) -> None:
+    def ask(self, host: str, query: AckQuery, take: Callable[[AckReply], None]) -> None:
         """Answer `ack.<host>` over the broker."""
         broker = self.broker
 
         def reply() -> None:
             found = _answer(self.ledger, host, query)
             if broker.sends(NODE) and broker.hears(host):
-                self.engine.at(self.engine.now + broker.latency(), lambda: take(found) and None)
+                self.engine.at(self.engine.now + broker.latency(), lambda: take(found))
 
         def arrive() -> None:
             if broker.hears(NODE) and self.process.alive:
@@ -363,6 +362,3 @@ def _answer(ledger: MemoryLedger, host: str, query: AckQuery) -> AckReply:
     world = {**acks.__dict__, "Ledger": lambda session, _: session}
     found: AckReply = types.FunctionType(acks.answer.__code__, world)(ledger, host, query)
     return found
-
-
-__all__ = ["ApiNode", "Kind", "MemoryLedger"]

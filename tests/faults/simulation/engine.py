@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import random
 from collections.abc import Callable, Generator
@@ -61,7 +62,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         """Begin at zero."""
-        self.rng = random.Random(self.seed)  # noqa: S311 - a simulation must repeat itself
+        self.rng = random.Random(self.seed)
         self._heap: list[tuple[float, int, Callable[[], None], Process | None]] = []
         self._count = 0
 
@@ -109,10 +110,8 @@ class Engine:
                     process.machine.deferred.append((work, process))
                     continue
             self.events += 1
-            try:
+            with contextlib.suppress(Crash):  # who dies has cleaned up already
                 work()
-            except Crash:
-                pass  # who dies has cleaned up already
             if stop is not None and stop():
                 return True
         self.now = max(self.now, until)

@@ -34,6 +34,8 @@ class Faults:
             (1.5, self.kill_trainer), (1.0, self.reboot), (1.5, self.kill_scheduler),
             (1.0, self.kill_api), (1.0, self.stop_broker), (0.5, self.drain),
         ]  # fmt: skip
+        self.off: set[str] = set()
+        """Hosts without power, or without an agent for now."""
         self.kinds = [work for _, work in kinds]
         self.weights = [weight * rng.choice((0.0, 1.0, 1.0, 3.0)) for weight, _ in kinds]
 
@@ -80,16 +82,11 @@ class Faults:
         if world.rng.random() < 0.8:
             world.api.start()
         for name, host in world.hosts.items():
-            if not host.machine.frozen and host.machine.boots >= 0 and name not in self.off:
-                if world.rng.random() < 0.5:
-                    world.start_agent(name)
+            works = not host.machine.frozen and name not in self.off
+            if works and world.rng.random() < 0.5:
+                world.start_agent(name)
 
     # each fault
-
-    @property
-    def off(self) -> set[str]:
-        """Hosts without power."""
-        return self.__dict__.setdefault("_off", set())
 
     def partition(self) -> None:
         """Cut a host off, in one direction or both."""

@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 
 from services.gpu_agent import shim as real_shim
-from services.gpu_agent.core.exits import EX_LOCKED, ExitRecord
+from services.gpu_agent.core.exits import ExitRecord
 from shared.events.calls import ControlEntry
 from shared.jobs.reasons import Reason
 from shared.runs import RunResult
-from tests.faults.simulation.engine import Crash, Engine, Machine, Process, Thread
+from tests.faults.simulation.engine import Engine, Machine, Process, Thread
 
 LOCK_PATIENCE = real_shim.LOCK_PATIENCE
 
@@ -62,8 +62,9 @@ class AttemptDir:
     @property
     def holds_locks(self) -> bool:
         """Tell whether shim or trainer lives: both have the descriptors."""
-        alive = [p for p in (self.shim, self.trainer and self.trainer.process) if p is not None]
-        return any(p.alive for p in alive)
+        if self.shim is not None and self.shim.alive:
+            return True
+        return self.trainer is not None and self.trainer.process.alive
 
 
 @dataclass(eq=False)
@@ -111,9 +112,9 @@ class SimHost:
     def holder(self, lock: str) -> AttemptDir | None:
         """Return the attempt whose processes hold a lock (`job:<id>` or a GPU)."""
         for one in self.attempts.values():
-            if one.holds_locks and one.launch is not None and one.boot_id is not None:
-                if lock in one.launch["locks"]:
-                    return one
+            used = one.launch is not None and one.boot_id is not None
+            if used and one.holds_locks and lock in one.launch["locks"]:  # type: ignore[index]
+                return one
         return None
 
     # processes
@@ -129,8 +130,7 @@ class SimHost:
         waited = 0.0
         while any(self.holder(lock) for lock in launch["locks"]):
             if waited > LOCK_PATIENCE:
-                files.exit = files.exit or None
-                done("locked" if EX_LOCKED else "")
+                done("locked")
                 return
             yield 0.2
             waited += 0.2
@@ -179,7 +179,7 @@ class SimHost:
             "read_json": lambda _: self.lease,
             "write_json": write_json,
             "os": SimpleNamespace(path=os.path, kill=kill),
-            "time": SimpleNamespace(time=lambda: self.wall()),
+            "time": SimpleNamespace(time=self.wall),
         }
         cls = real_shim.LeaseWatch
         world = {**real_shim.__dict__, **fakes}
@@ -277,6 +277,3 @@ class SimHost:
                 files.shim.alive = False
         self.machine.deferred.clear()
         self.machine.frozen = False
-
-
-__all__ = ["AttemptDir", "Crash", "Plan", "SimHost", "Trainer"]

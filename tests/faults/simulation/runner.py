@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from services.gpu_agent.core.exits import Ending, Evidence, classify
@@ -50,6 +49,7 @@ class SimRun:
         self.spool = MemorySpool(files, agent.clock.boot())
         self.phase = Phase.NEW
         self.stopping: str | None = None
+        self.stop_by = NEVER
         self.resend_at = NEVER
 
     @property
@@ -81,12 +81,13 @@ class SimRun:
         if known is not None and known.get("mode") == mode:
             deadline = min(deadline, known["deadline"])
         self.files.stop = {"mode": mode, "deadline": deadline}
+        self.stop_by = deadline
         self.agent.note("stop", self.job[-2:], self.attempt, mode)
         trainer = self.files.trainer
         if trainer is not None:
             self.agent.host.signal(trainer, signal.SIGTERM)
         while self.files.holds_locks:
-            left = deadline - self.agent.host.wall()
+            left = self.stop_by - self.agent.host.wall()
             if left <= 0:
                 break
             yield min(1.0, left)
@@ -94,6 +95,13 @@ class SimRun:
             self.agent.host.signal(self.files.trainer, signal.SIGKILL)
         while self.files.holds_locks:
             yield 0.05
+
+    def hasten(self, mode: str, grace: float) -> None:
+        """Turn a stop that is under way into another."""
+        if self.stop_by != NEVER:
+            self.stopping = mode
+            self.stop_by = min(self.stop_by, self.agent.host.wall() + grace)
+            self.files.stop = {"mode": mode, "deadline": self.stop_by}
 
     def finish(self) -> None:
         """Find out how it ended and write the last fact."""
@@ -178,7 +186,11 @@ class SimRunner:
         for action in reconcile(
             self.entries, views, complete=self.complete, accepting=self.accepting
         ):
+            if isinstance(action, Start) and not self.agent.beats.may_start(action.entry):
+                continue
             job = action.entry.job if isinstance(action, Start | Refuse | Collect) else action.job
+            if isinstance(action, Stop) and action.mode == "cancel" and job in self._busy:
+                self.runs[job, action.attempt].hasten(action.mode, action.grace)
             if job not in self._busy:
                 self._busy.add(job)
                 self.agent.spawn(self._do(action), lambda job=job: self._done(job))  # type: ignore[misc]
@@ -231,7 +243,7 @@ class SimRunner:
             "locks": [job_lock, *entry.gpu_uuids],
             "policy": entry.disconnect_policy,
             "stop_after": entry.stop_after_seconds,
-            "grace": entry.grace_seconds,
+            "grace": min(entry.grace_seconds, entry.kill_grace_seconds),
             "lease": "lease.json",
         }
         if not run.spool.facts.has(RunAccepted):
@@ -240,6 +252,7 @@ class SimRunner:
         yield rng.uniform(0.01, 0.3)
         wanted = self.entries.get(entry.job)
         still = wanted is not None and (wanted.attempt, wanted.desired) == (entry.attempt, "run")
+        still = still and self.agent.beats.may_start(entry)
         if run.phase is Phase.ENDED or not still:
             return
         answer: list[str] = []
@@ -339,6 +352,3 @@ class SimRunner:
             for run in self.runs.values()
             if run.phase is not Phase.ENDED or run.job in self.entries or not run.spool.done
         )
-
-
-Work = Callable[[], None]

@@ -97,9 +97,14 @@ class Database:
                     self.held[request.job, request.req_n] = request
                 case RequestReleased(job_id, req_n):
                     self.held.pop((job_id, req_n), None)
-                case Published(change, at, state):
-                    event = JOB_EVENTS[change](at=at, state=state)
-                    self.outbox.append(OutboxRow(len(self.outbox) + 1, event))
+        for one in decisions:
+            if isinstance(one, Published):
+                event = JOB_EVENTS[one.change](at=one.at, state=one.state)
+                self.outbox.append(OutboxRow(len(self.outbox) + 1, event))
+        self._apply_desired(decisions)
+
+    def _apply_desired(self, decisions: Sequence[Decision]) -> None:
+        """Keep the last word about each run, to be written behind every event decided so far."""
         newest = {
             (d.host, d.job): d for d in decisions if isinstance(d, DesiredSet | DesiredCleared)
         }

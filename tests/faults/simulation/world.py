@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -42,6 +42,8 @@ LIMITS = Limits(
 PATIENCE = 2400.0
 """Virtual seconds after the last fault within which everything must have settled."""
 DRIFT = 0.02
+ENDLESS = 1_000_000
+"""Steps of a job that only ends when it is cancelled: its user does so once all is calm."""
 
 
 def job_id(number: int) -> str:
@@ -85,7 +87,6 @@ class World:
         self.instances = 0
         self.paused: dict[str, bool] = {}
         self.jobs: list[str] = []
-        self.calm = False
         self.faults = Faults(self)
 
     # parts that the faults start and stop
@@ -121,8 +122,10 @@ class World:
         until = self.rng.uniform(90.0, 160.0)
         self.engine.run(until)
         self.faults.end()
-        self.calm = True
         self.engine.note("world", "calm")
+        for job in self.jobs:
+            if self.plans[job].steps == ENDLESS:
+                self.api.act(JobCancelRequested, job)
         due = [self.engine.now + 5.0]
 
         def settled() -> bool:
@@ -165,10 +168,11 @@ class World:
             job=job, req_n=1, at=at, name=f"j{len(self.jobs) + 1}", config=config
         )
         fails = rng.random() < 0.15
+        steps = rng.choice((6, 15, 40, 80, ENDLESS))
         self.plans[job] = Plan(
-            steps=rng.choice((6, 15, 40, 80)),
+            steps=steps,
             save_every=rng.choice((3, 10, 200)),
-            step_seconds=rng.choice((0.3, 0.8, 1.5)),
+            step_seconds=1.5 if steps == ENDLESS else rng.choice((0.3, 0.8, 1.5)),
             fails_at=rng.randint(1, 12) if fails else None,
             failure=rng.choice((Reason.CUDA_OOM, Reason.NAN_LOSS, None)),
         )
@@ -298,4 +302,4 @@ def quiet() -> Iterator[None]:
         structlog.configure(**before)
 
 
-__all__ = ["LIMITS", "Outcome", "Violation", "World", "replace", "simulate"]
+__all__ = ["LIMITS", "Outcome", "Violation", "World", "simulate"]
