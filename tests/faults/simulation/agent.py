@@ -226,7 +226,7 @@ class SimAgent:
 
     def relay_soon(self) -> None:
         """Publish what is new, a moment from now."""
-        self._soon("relay", 0.15, self._relay_once)
+        self._soon("relay", 0.2, self._relay_once)
 
     def _relay_rounds(self) -> Thread:
         while True:

@@ -24,7 +24,7 @@ class Faults:
         world.broker.loss = rng.choice((0.0, 0.02, 0.1))
         world.broker.copies = rng.choice((0.0, 0.5))
         world.broker.delay = rng.choice((0.0, 0.05))
-        self.crash_chance = rng.choice((0.0, 0.003, 0.01))
+        self.crash_chance = rng.choice((0.0, 0.005, 0.02))
         world.scheduler.crash_chance = self.crash_chance
         world.api.crash_chance = self.crash_chance
         self.every = rng.choice((4.0, 8.0, 15.0))
@@ -52,7 +52,7 @@ class Faults:
         kind = self.rng.random()
         if kind < 0.5:
             return self.rng.uniform(0.5, 8.0)
-        return self.rng.uniform(12.0, 30.0) if kind < 0.7 else self.rng.uniform(45.0, 90.0)
+        return self.rng.uniform(12.0, 30.0) if kind < 0.6 else self.rng.uniform(32.0, 70.0)
 
     def a_host(self) -> SimHost:
         """Choose a host, rather one that trains."""

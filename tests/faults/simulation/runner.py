@@ -287,7 +287,6 @@ class SimRunner:
     def _see_out(self, run: SimRun) -> Thread:
         """Stay with a run until its last fact is written."""
         while run.files.holds_locks:
-            self.agent.relay_soon()
             yield 1.0
         run.phase = Phase.GONE
         yield self.agent.engine.rng.uniform(0.01, 0.2)

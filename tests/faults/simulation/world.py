@@ -34,8 +34,8 @@ from tests.faults.simulation.host import Plan, SimHost
 from tests.faults.simulation.scheduler import SchedulerNode
 
 LIMITS = Limits(
-    lease_ttl=10.0, grace=2.0, stop_after=40.0, kill_grace=6.0, requeue_margin=6.0,
-    lost_after=timedelta(seconds=110), reboot_grace=10.0, vanished_after=60.0, backoff_first=0.5,
+    lease_ttl=10.0, grace=2.0, stop_after=20.0, kill_grace=4.0, requeue_margin=5.0,
+    lost_after=timedelta(seconds=80), reboot_grace=10.0, vanished_after=60.0, backoff_first=0.5,
     backoff_last=8.0, refusal_exclusion=2.0, unknown_dependency=60.0,
 )  # fmt: skip
 """The product's limits at a tenth or so, in the same proportions; the watchdog's tick stays 2 s."""
@@ -65,14 +65,14 @@ class World:
         self.limits = LIMITS
         spread = DRIFT * rng.choice((0.0, 1.0, 1.0))
         machines = [Machine("control", 1.0 + rng.uniform(-spread, spread))]
-        shared: dict[str, set[int]] | None = {} if rng.random() < 0.6 else None
+        shared: dict[str, set[int]] | None = {} if rng.random() < 0.7 else None
         self.hosts: dict[str, SimHost] = {}
         for number in range(rng.choice((2, 3, 3))):
             name = f"h{number + 1}"
             machine = Machine(
                 name, 1.0 + rng.choice((-spread, spread, rng.uniform(-spread, spread)))
             )
-            gpus = tuple(f"GPU-{name}-{i}" for i in range(rng.choice((1, 2, 2))))
+            gpus = tuple(f"GPU-{name}-{i}" for i in range(rng.choice((1, 2, 2, 3))))
             host = SimHost(self.engine, name, machine, gpus, shared, self.plans, lambda *_: None)
             host.on_trainers = lambda t, begins, host=host: self.checks.trainer(host, t, begins)  # type: ignore[misc]
             self.hosts[name] = host
@@ -119,7 +119,7 @@ class World:
             self.start_agent(host)
         self.engine.spawn(self.faults.process, self._users())
         self.engine.spawn(self.faults.process, self.faults.happen())
-        until = self.rng.uniform(90.0, 160.0)
+        until = self.rng.uniform(90.0, 140.0)
         self.engine.run(until)
         self.faults.end()
         self.engine.note("world", "calm")
@@ -148,9 +148,20 @@ class World:
         while True:
             if len(self.jobs) < count and rng.random() < 0.6:
                 self._submit()
-            elif self.jobs:
+            elif self.jobs and not self._give_up_silent():
                 self._act(rng.choice(self.jobs))
             yield rng.expovariate(1 / 7.0)
+
+    def _give_up_silent(self) -> bool:
+        """Perhaps declare lost what a silent host keeps; tell whether that was done."""
+        rows = self.api.main.rows["JobRow"]
+        silent = [
+            job for job in self.jobs
+            if job not in self.checks.stop_policy and rows[job].reason == Reason.DISCONNECTED.value
+        ]  # fmt: skip
+        if not silent or self.rng.random() < 0.4:
+            return False
+        return self.api.act(JobDeclareLostRequested, self.rng.choice(silent))
 
     def _submit(self) -> None:
         rng = self.rng
@@ -238,6 +249,12 @@ class World:
 
     def _final(self) -> None:
         """Nothing is missing: every attempt that ended in order is stored to its last number."""
+        events = self.api.main.rows["JobEventRow"]
+        for job in self.jobs:
+            state = self.scheduler.db.jobs[job].state
+            missing = [n for n in range(1, state.job_n + 1) if (job, n) not in events]
+            if missing and not state.deleted:
+                self.checks.fail("events are missing in the api's history", job, missing)
         for job, attempt in sorted(self.checks.folded):
             state = self.scheduler.db.jobs[job].state
             files = self.hosts[self.checks.host_of[job, attempt]].attempts.get((job, attempt))
