@@ -16,7 +16,18 @@ from services.api.problems import problem_response
 from services.api.settings import ApiSettings
 from shared.errors import TrainyardError
 
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
+OPEN_PATHS = frozenset(
+    {
+        "/livez",
+        "/readyz",
+        "/docs",
+        "/docs/assets/start.js",
+        "/docs/assets/swagger-ui-bundle.js",
+        "/docs/assets/swagger-ui.css",
+        "/openapi.json",
+    }
+)
+"""Health, and the documentation: a browser opens it without a header, and it holds no data. Its calls carry the token."""
 JOIN_PATH = "/api/v1/hosts/join"
 """A joining host has no token yet: its one-time code is checked by the route."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})

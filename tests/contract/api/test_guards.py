@@ -68,13 +68,11 @@ async def test_a_cross_site_request_without_origin_is_refused(yard: ApiYard) -> 
     assert reply.status_code == 403
 
 
-async def test_the_token_is_needed_everywhere_but_for_health(make_yard: MakeYard) -> None:
+async def test_the_token_is_needed_everywhere_but_for_health_and_documentation(make_yard: MakeYard) -> None:
     yard = make_yard(api_token=TOKEN)
     for path in (
         "/api/v1/jobs/",
         "/api/v1/hosts/",
-        "/docs",
-        "/openapi.json",
         "/metrics",
         "/",
         "/x",
@@ -94,6 +92,8 @@ async def test_the_token_is_needed_everywhere_but_for_health(make_yard: MakeYard
         assert TOKEN not in reply.text
     assert (await yard.http.get("/livez")).status_code == 200
     assert (await yard.http.get("/readyz")).status_code == 503
+    for path in ("/docs", "/docs/assets/start.js", "/docs/assets/swagger-ui.css", "/openapi.json"):
+        assert (await yard.http.get(path)).status_code == 200, path
     for good in (f"Bearer {TOKEN}", f"bearer {TOKEN}"):
         reply = await yard.http.get("/api/v1/jobs/", headers={"Authorization": good})
         assert reply.status_code == 200
@@ -161,7 +161,7 @@ async def test_the_built_interface_answers_its_own_paths(yard: ApiYard, tmp_path
         assert (await http.get("/app.js")).text == "1"
         for path in ("/api/v1/nothing", "/gone.js", "/../../etc/passwd.txt"):
             assert (await http.get(path)).status_code == 404, path
-    assert "make ui" in (await yard.http.get("/")).text
+    assert "/docs" in (await yard.http.get("/")).text
 
 
 async def unused(uuid: str, lang: Lang) -> dict[str, Any]:
