@@ -68,7 +68,9 @@ async def test_a_cross_site_request_without_origin_is_refused(yard: ApiYard) -> 
     assert reply.status_code == 403
 
 
-async def test_the_token_is_needed_everywhere_but_for_health_and_documentation(make_yard: MakeYard) -> None:
+async def test_the_token_is_needed_everywhere_but_for_health_and_documentation(
+    make_yard: MakeYard,
+) -> None:
     yard = make_yard(api_token=TOKEN)
     for path in (
         "/api/v1/jobs/",
