@@ -294,22 +294,22 @@ class LeaseWatch:
         self.after = launch["stop_after"] * 0.98  # clocks drift; stop before the scheduler requeues
         self.grace = launch["grace"]
         self.tick = LEASE_TICK if self.active else 60.0
-        self.began = now()
-        self.lost = False
-        self.kill_at: float | None = None
+        lease = read_json(self.path) or {}
+        self.renewed = lease["renewed"] if lease.get("boot_id") == boot_id() else now()
+        self.lost, self.kill_at = False, 0.0
 
     def look(self) -> None:
         """Stop the trainer if the lease has run out: SIGTERM, and SIGKILL after the grace."""
         if not self.active:
             return
-        if self.kill_at is None:
+        if not self.lost:
             lease = read_json(self.path) or {}
-            # a start renews nothing and a frozen host gets no second grace: the scheduler counts from the lease
-            known = lease.get("boot_id") == boot_id()
-            over = (lease.get("renewed", 0.0) if known else self.began) + self.after
-            if now() <= over:
+            # renewed after it had run out (the host was frozen): the job may have been given away meanwhile
+            if lease.get("boot_id") == boot_id() and lease["renewed"] <= self.renewed + self.after:
+                self.renewed = lease["renewed"]
+            if now() <= self.renewed + self.after:
                 return
-            self.lost, self.kill_at = True, over + self.grace
+            self.lost, self.kill_at = True, self.renewed + self.after + self.grace
             deadline = time.time() + self.kill_at - now()
             write_json(f"{self.attempt_dir}/stop.json", {"mode": "requeue", "deadline": deadline})
             os.kill(self.trainer, signal.SIGTERM)  # not reaped yet: the pid is still its own

@@ -278,17 +278,17 @@ async def test_shim_stops_the_trainer_when_the_lease_is_over(home: Path, clean_u
     entry = {
         "config": SLOW,
         "disconnect_policy": "stop_and_requeue",
-        "stop_after_seconds": 0.5,
+        "stop_after_seconds": 4,
         "grace_seconds": 5,
     }
     files = settings.files.job("job1").attempt(1)
     assert isinstance(await begin(launcher, settings, entry), Started)
     settings.files.lease.write_text(
-        json.dumps({"renewed": shim.now() + 2.5, "boot_id": shim.boot_id()})
+        json.dumps({"renewed": shim.now(), "boot_id": shim.boot_id()})
     )
     await asyncio.sleep(2.2)
     assert not files.stop.exists()
-    await eventually(files.exit.exists, 12)
+    await eventually(files.exit.exists, 14)
     assert json.loads(files.exit.read_text())["lease_lost"] is True
     result = json.loads(files.result.read_text())
     assert (result["outcome"], result["stop_cause"]) == ("stopped", "requeue")
