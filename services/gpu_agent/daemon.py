@@ -29,6 +29,7 @@ from services.gpu_agent.zygote_client import COMMAND, ZygoteClient
 from shared.bus.jetstream import Bus
 from shared.bus.port import BusConfig, BusError, PermissionDenied
 from shared.clock import Clock, SystemClock
+from shared.events.calls import ControlEntry
 from shared.log import logger
 from shared.runs import write_atomic_json
 from shared.settings import PROJECT_ROOT
@@ -96,7 +97,8 @@ class Agent:
             reports=self.runner.reports,
             changed=self._changed,
         )
-        self.runner.may_start = self.heartbeat.may_start
+        self.heartbeat.lease_began = self.control.read_anew
+        self.runner.may_start = self._may_start
         self._commands = Commands(host, self.files, settings.roots, PROJECT_ROOT)
         self._sampler = Sampler(inventory, lambda: self.runner.alive, options.sample_seconds)
 
@@ -106,6 +108,11 @@ class Agent:
             self.heartbeat.beat_soon()
         else:
             self._changed()
+
+    def _may_start(self, entry: ControlEntry) -> bool:
+        """Tell whether the lease runs and `entry` was read under it."""
+        relaxed = entry.disconnect_policy != "stop_and_requeue"
+        return self.heartbeat.may_start(entry) and (relaxed or self.control.is_fresh)
 
     def _changed(self) -> None:
         """Let the runner see what the scheduler said last."""

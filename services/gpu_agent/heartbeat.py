@@ -51,6 +51,8 @@ class HeartbeatLoop:
     reports: Callable[[], tuple[RunReport, ...]]
     changed: Callable[[], None]
     """Called after each answer."""
+    lease_began: Callable[[], None] = lambda: None
+    """Called when a lease is granted while none was running."""
     standing: Standing = field(default_factory=Standing)
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -108,6 +110,8 @@ class HeartbeatLoop:
         else:
             standing.refused_since = None
             standing.forgotten = False
+            if self.clock.boot() >= standing.leased_until:
+                self.lease_began()
             standing.leased_until = sent + reply.lease_seconds * DRIFT
             self._write_lease(sent, reply.lease_seconds)
         standing.drained = reply.drained

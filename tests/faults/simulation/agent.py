@@ -10,7 +10,14 @@ from services.gpu_agent.control import READ_SECONDS, ControlFollower
 from services.gpu_agent.heartbeat import DEADLINE_SECONDS, HeartbeatLoop
 from services.gpu_agent.relay import Relay
 from shared.bus.port import BusError
-from shared.events.calls import AckQuery, AckReply, AttemptCursor, Heartbeat, HeartbeatReply
+from shared.events.calls import (
+    AckQuery,
+    AckReply,
+    AttemptCursor,
+    ControlEntry,
+    Heartbeat,
+    HeartbeatReply,
+)
 from shared.jobs.resources import GpuInfo, HostInventory
 from tests.faults.simulation.api import ApiNode
 from tests.faults.simulation.broker import Broker
@@ -81,6 +88,7 @@ class SimAgent:
             changed=self._changed,
         )
         self.beats.host_files = host
+        self.beats.lease_began = self.control.read_anew
         broker.watchers[host.id] = self._on_watch
         broker.reconnected[host.id] = self._reconnected
         self.note("started")
@@ -128,6 +136,11 @@ class SimAgent:
             work()
 
         self.after(seconds, go)
+
+    def may_start(self, entry: ControlEntry) -> bool:
+        """See services.gpu_agent.daemon.Agent."""
+        relaxed = entry.disconnect_policy != "stop_and_requeue"
+        return self.beats.may_start(entry) and (relaxed or self.control.is_fresh)
 
     def _changed(self) -> None:
         standing = self.beats.standing
@@ -207,7 +220,9 @@ class SimAgent:
     def _read_control(self) -> None:
         """Read everything, or try again soon."""
         try:
-            self.control.replace(self.broker.entries(self.host.id, f"{self.host.id}."))
+            found = self.broker.entries(self.host.id, f"{self.host.id}.")
+            self.control.answered = self.control.asked
+            self.control.replace(found)
         except BusError:
             self.control.epoch = None
             self._soon("control", 2.0, self._read_control)

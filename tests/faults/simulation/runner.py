@@ -186,7 +186,7 @@ class SimRunner:
         for action in reconcile(
             self.entries, views, complete=self.complete, accepting=self.accepting
         ):
-            if isinstance(action, Start) and not self.agent.beats.may_start(action.entry):
+            if isinstance(action, Start) and not self.agent.may_start(action.entry):
                 continue
             job = action.entry.job if isinstance(action, Start | Refuse | Collect) else action.job
             if isinstance(action, Stop) and action.mode == "cancel" and job in self._busy:
@@ -252,7 +252,7 @@ class SimRunner:
         yield rng.uniform(0.01, 0.3)
         wanted = self.entries.get(entry.job)
         still = wanted is not None and (wanted.attempt, wanted.desired) == (entry.attempt, "run")
-        still = still and self.agent.beats.may_start(entry)
+        still = still and self.agent.may_start(entry)
         if run.phase is Phase.ENDED or not still:
             return
         answer: list[str] = []

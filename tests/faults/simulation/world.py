@@ -102,7 +102,7 @@ class World:
         self.agents[host] = agent
 
     def _committed(self, inputs: Any, decisions: Any) -> None:
-        for host in self.hosts.values():
+        for host in self.hosts.values() if decisions else ():
             for files in host.attempts.values():
                 self.checks.files.setdefault((host.id, files.job, files.attempt), files)
                 if files.shim_killed:
@@ -119,7 +119,7 @@ class World:
             self.start_agent(host)
         self.engine.spawn(self.faults.process, self._users())
         self.engine.spawn(self.faults.process, self.faults.happen())
-        until = self.rng.uniform(90.0, 140.0)
+        until = self.rng.uniform(80.0, 130.0)
         self.engine.run(until)
         self.faults.end()
         self.engine.note("world", "calm")
@@ -150,7 +150,7 @@ class World:
                 self._submit()
             elif self.jobs and not self._give_up_silent():
                 self._act(rng.choice(self.jobs))
-            yield rng.expovariate(1 / 7.0)
+            yield rng.expovariate(1 / 6.0)
 
     def _give_up_silent(self) -> bool:
         """Perhaps declare lost what a silent host keeps; tell whether that was done."""
