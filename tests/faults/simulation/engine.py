@@ -128,12 +128,14 @@ class Engine:
         return WALL + timedelta(seconds=self.now * machine.rate)
 
     def thaw(self, machine: Machine) -> None:
-        """Let a frozen machine go on: whatever fell due meanwhile happens within the next two seconds."""
+        """Let a frozen machine go on: whatever fell due or came meanwhile happens at once, in its order."""
         machine.frozen = False
         machine.thawed_at = self.now
         deferred, machine.deferred = machine.deferred, []
+        when = self.now
         for work, process in deferred:
-            self.at(self.now + self.rng.uniform(0.0, 0.3), work, process)
+            when += self.rng.uniform(0.0, 0.005)
+            self.at(when, work, process)
 
 
 def clock_of(engine: Engine, machine: Machine) -> VirtualClock:

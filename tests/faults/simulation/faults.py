@@ -24,14 +24,14 @@ class Faults:
         world.broker.loss = rng.choice((0.0, 0.02, 0.1))
         world.broker.copies = rng.choice((0.0, 0.5))
         world.broker.delay = rng.choice((0.0, 0.05))
-        self.crash_chance = rng.choice((0.0, 0.005, 0.02))
+        self.crash_chance = rng.choice((0.0, 0.0, 0.004, 0.02))
         world.scheduler.crash_chance = self.crash_chance
         world.api.crash_chance = self.crash_chance
         self.every = rng.choice((4.0, 8.0, 15.0))
         kinds: list[tuple[float, Callable[[], None]]] = [
-            (4.0, self.partition), (1.0, self.cut_service), (3.0, self.pause),
+            (8.0, self.partition), (1.0, self.cut_service), (3.0, self.pause),
             (0.5, self.pause_control), (2.0, self.kill_agent), (0.7, self.kill_shim),
-            (1.5, self.kill_trainer), (1.0, self.reboot), (1.5, self.kill_scheduler),
+            (1.5, self.kill_trainer), (1.0, self.reboot), (1.0, self.kill_scheduler),
             (1.0, self.kill_api), (1.0, self.stop_broker), (0.5, self.drain),
         ]  # fmt: skip
         self.off: set[str] = set()
@@ -50,14 +50,18 @@ class Faults:
     def length(self) -> float:
         """Return how long a cut or pause lasts: short, longer than the lease, longer than the requeue."""
         kind = self.rng.random()
-        if kind < 0.5:
+        if kind < 0.4:
             return self.rng.uniform(0.5, 8.0)
-        return self.rng.uniform(12.0, 30.0) if kind < 0.6 else self.rng.uniform(32.0, 70.0)
+        return self.rng.uniform(12.0, 30.0) if kind < 0.5 else self.rng.uniform(32.0, 70.0)
 
     def a_host(self) -> SimHost:
-        """Choose a host, rather one that trains."""
+        """Choose a host, rather one that trains, and best what is moved on silence."""
         hosts = list(self.world.hosts.values())
         busy = [h for h in hosts if h.trainers]
+        stops = self.world.checks.stop_policy
+        moved = [h for h in busy if any(t.files.job in stops for t in h.trainers)]
+        if moved and self.rng.random() < 0.5:
+            return self.rng.choice(moved)
         return self.rng.choice(busy if busy and self.rng.random() < 0.8 else hosts)
 
     def happen(self) -> Thread:
@@ -92,6 +96,8 @@ class Faults:
         """Cut a host off, in one direction or both."""
         host = self.a_host()
         link = self.world.broker.links[host.id]
+        if not (link.out and link.back):
+            return
         which = self.rng.choice(("both", "both", "out", "back"))
         seconds = self.length()
         link.out, link.back = which not in ("both", "out"), which not in ("both", "back")

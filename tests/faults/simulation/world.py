@@ -67,7 +67,7 @@ class World:
         machines = [Machine("control", 1.0 + rng.uniform(-spread, spread))]
         shared: dict[str, set[int]] | None = {} if rng.random() < 0.7 else None
         self.hosts: dict[str, SimHost] = {}
-        for number in range(rng.choice((2, 3, 3))):
+        for number in range(rng.choice((2, 3, 4))):
             name = f"h{number + 1}"
             machine = Machine(
                 name, 1.0 + rng.choice((-spread, spread, rng.uniform(-spread, spread)))
@@ -144,13 +144,14 @@ class World:
     def _users(self) -> Thread:
         rng = self.rng
         count = rng.randint(2, 4)
+        pause = rng.choice((6.0, 15.0, 40.0))
         yield 1.0
         while True:
             if len(self.jobs) < count and rng.random() < 0.6:
                 self._submit()
             elif self.jobs and not self._give_up_silent():
                 self._act(rng.choice(self.jobs))
-            yield rng.expovariate(1 / 6.0)
+            yield rng.expovariate(1 / (pause if len(self.jobs) == count else 4.0))
 
     def _give_up_silent(self) -> bool:
         """Perhaps declare lost what a silent host keeps; tell whether that was done."""
@@ -179,11 +180,11 @@ class World:
             job=job, req_n=1, at=at, name=f"j{len(self.jobs) + 1}", config=config
         )
         fails = rng.random() < 0.15
-        steps = rng.choice((6, 15, 40, 80, ENDLESS))
+        steps = rng.choice((6, 15, 60, ENDLESS, ENDLESS))
         self.plans[job] = Plan(
             steps=steps,
             save_every=rng.choice((3, 10, 200)),
-            step_seconds=1.5 if steps == ENDLESS else rng.choice((0.3, 0.8, 1.5)),
+            step_seconds=1.5 if steps == ENDLESS else rng.choice((0.4, 1.0, 1.5)),
             fails_at=rng.randint(1, 12) if fails else None,
             failure=rng.choice((Reason.CUDA_OOM, Reason.NAN_LOSS, None)),
         )
