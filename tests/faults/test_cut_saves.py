@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.proof import cut_saves
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 
 
 def test_a_save_cut_short_is_never_listed_nor_used(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.proof import kills
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 
 
 def test_random_kills_break_no_promise(tmp_path: Path, tiny_model: Path, seed: int) -> None:
@@ -18,7 +18,6 @@ def test_random_kills_break_no_promise(tmp_path: Path, tiny_model: Path, seed: i
     assert sum(report.faults.values()) >= 20, str(report)
 
 
-@pytest.mark.nightly
 def test_sixty_kills_while_twenty_jobs_run(tmp_path: Path, tiny_model: Path, seed: int) -> None:
     report = kills(tmp_path, tiny_model, seed, count=60, seconds=90, jobs=20, settle=600)
     print(report)
