@@ -132,6 +132,7 @@ PLANTS: dict[str, Plant] = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("bug", PLANTS)
 def test_a_planted_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PLANTS[bug](monkeypatch)

@@ -333,7 +333,9 @@ async def test_light_zygote_starts_warm_survives_and_is_replaced(
     zygote.discard()
     await eventually(lambda: zygote._process is not first and zygote.is_ready, 20)
     assert processes.trainer.is_alive()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # read by imports: this zygote has the other value
+    monkeypatch.setenv(
+        "HF_HUB_ETAG_TIMEOUT", "17"
+    )  # read by imports: this zygote has another value
     assert not zygote.is_ready
     await plane.want(plane.entry("job2", gpus=(1,), gpu_uuids=("slot-1",)))
     assert (await plane.wait_exited("job2")).outcome == "completed"
