@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from services.gpu_agent.exchange import exchange
 from shared.runs import fsync_directory
 
 MANIFEST = "manifest.json"
@@ -66,7 +67,8 @@ def publish(
 ) -> Checkpoint:
     """Hash and fsync every file, write the manifest last, rename to `checkpoint-<step>`, fsync the parent.
 
-    An older folder of the same step is replaced. Raises OSError; then nothing is visible that was not before.
+    An older folder of the same step is replaced, and there is never a moment without either, where the file system
+    can exchange two names. Raises OSError; then nothing is visible that was not before.
     """
     files = sorted(p for p in temporary.rglob("*") if p.is_file())
     with ThreadPoolExecutor(
@@ -93,9 +95,7 @@ def publish(
     for folder in {temporary, *(f.parent for f in files)}:
         fsync_directory(folder)
     final = temporary.parent / folder_name(step)
-    _move_aside(final)
-    temporary.rename(final)
-    fsync_directory(final.parent)
+    _show(temporary, final)
     sealed = read(final)
     if isinstance(sealed, str):
         raise OSError(f"{final}: {sealed}")
@@ -201,6 +201,17 @@ def _inside(folder: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts:
         raise ValueError(f"{name!r} lies outside the checkpoint")
     return folder / pure
+
+
+def _show(temporary: Path, final: Path) -> None:
+    """Give a sealed folder its name; what had that name before is removed afterwards."""
+    replaced = final.exists() and exchange(temporary, final)
+    if not replaced:
+        _move_aside(final)
+        temporary.rename(final)
+    fsync_directory(final.parent)
+    if replaced:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move_aside(folder: Path) -> None:

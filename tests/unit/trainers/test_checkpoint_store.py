@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ KILL_POINTS = {
     "while hashing": "checkpoint_store._digest_durably = lambda path: die()",
     "before the manifest": "checkpoint_store.json.dumps = lambda *a, **k: die()",
     "after the manifest": "checkpoint_store.fsync_directory = lambda folder: die()",
-    "before the rename": "checkpoint_store._move_aside = lambda folder: die()",
+    "before the rename": "checkpoint_store._show = lambda temporary, final: die()",
 }
 
 
@@ -135,6 +136,59 @@ def test_kill_9_at_any_point_leaves_the_older_checkpoint_alone(tmp_path, point):
     assert [c.step for c in checkpoint_store.list_complete(tmp_path)] == [10]
     assert len(checkpoint_store.sweep_leftovers(tmp_path)) == 1
     assert save(tmp_path, 20).step == 20
+
+
+REPLACES = """
+    import itertools, sys
+    from pathlib import Path
+    from services.gpu_agent import checkpoint_store
+    {}
+    for n in itertools.count():
+        folder = checkpoint_store.begin(Path(sys.argv[1]), 20)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        checkpoint_store.publish(folder, 20, "full", float(n + 10), {{}}, {{}})
+"""
+
+
+def looks_missing(root, setup=""):
+    """Look without a pause while another process replaces a checkpoint; return how often it was not there."""
+    final = save(root, 20).path
+    program = textwrap.dedent(REPLACES).format(setup)
+    with subprocess.Popen([sys.executable, "-c", program, str(root)], cwd=Path.cwd()) as writer:
+        deadline = time.monotonic() + 30
+        while '"created_at": 1.5' in manifest_text(final) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        until, missing = time.monotonic() + 1.0, 0
+        while time.monotonic() < until:
+            missing += not final.exists()
+        writer.kill()
+    assert '"created_at": 1.5' not in manifest_text(final)
+    return missing
+
+
+def manifest_text(folder):
+    try:
+        return (folder / "manifest.json").read_text()
+    except FileNotFoundError:  # between two names
+        return ""
+
+
+def test_replacing_one_of_the_same_step_leaves_no_moment_without_it(tmp_path):
+    assert looks_missing(tmp_path) == 0
+    assert checkpoint_store.verify(tmp_path / "checkpoint-20") is None
+
+
+def test_without_an_exchange_of_names_there_is_such_a_moment(tmp_path):
+    """The test above can fail."""
+    assert looks_missing(tmp_path, "checkpoint_store.exchange = lambda one, other: False") > 0
+
+
+def test_without_an_exchange_of_names_it_is_replaced_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_store, "exchange", lambda one, other: False)
+    save(tmp_path, 20, content=b"older!!")
+    save(tmp_path, 20, content=b"newer!!")
+    assert (tmp_path / "checkpoint-20" / "model.safetensors").read_bytes() == b"newer!!"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-20"]
 
 
 @given(
