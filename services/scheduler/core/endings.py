@@ -151,7 +151,10 @@ def _pause(draft: Draft, job: Job, reason: Reason, ending: Ending) -> Job:
 
 
 def _requeue(draft: Draft, job: Job, reason: Reason, ending: Ending) -> Job:
-    """Put it back with a back-off that doubles while attempts end without a new checkpoint."""
+    """Put it back with a back-off that doubles while attempts end without a new checkpoint.
+
+    An attempt that failed waits from the first time on; others only when nothing came of the one before either.
+    """
     limits = draft.limits
     host = job.state.host
     avoid = job.avoid
@@ -160,8 +163,8 @@ def _requeue(draft: Draft, job: Job, reason: Reason, ending: Ending) -> Job:
         pause = limits.refusal_exclusion * 2 ** min(job.setbacks, 20)
         until = now + timedelta(seconds=min(pause, limits.backoff_last))
         avoid = (*((h, t) for h, t in avoid if h != host and t > now), (host, until))
-    spent = job.state.retries_spent
-    steps = max(job.setbacks, spent if ending.outcome == "failed" else 0)
+    blamed = ending.outcome == "failed" and REASONS[reason].retry is Retry.SPEND
+    steps = job.setbacks + (1 if blamed else 0)
     if ending.outcome == "refused":
         steps = 0  # Another host may take it at once; this one is left alone by `avoid`.
     not_before = None

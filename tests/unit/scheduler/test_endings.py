@@ -89,6 +89,21 @@ def test_retries_wait_longer_each_time_and_stop_at_the_limit() -> None:
     assert (job.state.status, job.state.attempt, job.state.retries_spent) == (S.FAILED, 4, 3)
 
 
+def test_a_new_checkpoint_ends_the_growth_of_the_wait() -> None:
+    world = a_running_job(max_retries=10)
+    waits = []
+    for number in range(6):
+        if number >= 3:
+            world.checkpoint(1, number)
+        job = world.exited(1, "failed", reason=Reason.KILLED)
+        assert job.not_before is not None
+        waits.append((job.not_before - world.now.wall).total_seconds())
+        world.pass_(waits[-1])
+        world.place()
+        world.started(1)
+    assert waits == [2, 4, 8, 2, 2, 2]
+
+
 def test_free_requeues_are_bounded_and_a_new_checkpoint_resets_the_count() -> None:
     world = a_running_job()
     for number in range(200):
