@@ -38,6 +38,9 @@ class SchedulerSettings(BaseSettings):
     lease_ttl: float = Field(default=30.0, gt=0)
     grace: float = Field(default=5.0, ge=0)
     stop_after: float = Field(default=600.0, gt=0)
+    kill_grace: float = Field(default=30.0, gt=0)
+    requeue_margin: float = Field(default=30.0, ge=3)
+    """At least what a shim needs to notice: it looks every 2 s."""
     lost_after_hours: float = Field(default=24.0, gt=0)
 
     @property
@@ -47,6 +50,8 @@ class SchedulerSettings(BaseSettings):
             lease_ttl=self.lease_ttl,
             grace=self.grace,
             stop_after=self.stop_after,
+            kill_grace=self.kill_grace,
+            requeue_margin=self.requeue_margin,
             lost_after=timedelta(hours=self.lost_after_hours),
         )
 
