@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--context-length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print figures for a program")
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, list[tuple[float, float]]] = {"bare TRL": [], "platform": []}
@@ -198,15 +199,20 @@ def main() -> None:
                 print(
                     f"round {number + 1}: {name:10s} {figures[name][-1][0]:8.2f} ms processor a step",
                     flush=True,
+                    file=sys.stderr,
                 )
     medians = {
         n: [statistics.median(f[i] for f in fs) for i in (0, 1)] for n, fs in figures.items()
     }
+    hooks = 2 * statistics.fmean(OWN) * 1e3
+    if options.json:
+        figures_of = {name: {"cpu": cpu, "wall": wall} for name, (cpu, wall) in medians.items()}
+        print(json.dumps({**figures_of, "hooks": hooks, "losses": losses}))
+        return
     for name, (cpu, wall) in medians.items():
         print(
             f"{name:10s} {cpu:8.2f} ms processor, {wall:8.2f} ms wall a step; last loss {losses[name]:.6f}"
         )
-    hooks = 2 * statistics.fmean(OWN) * 1e3
     print(
         f"inside the platform's hooks: {hooks:.3f} ms a step, {hooks / medians['bare TRL'][0]:.2%} of a bare step"
     )

@@ -5,11 +5,15 @@ Usage: python benchmarks/schedule.py [jobs] [hosts]. The baseline compares every
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.row import Row, percentile
 from services.scheduler.core.feasible import check
 from services.scheduler.core.inputs import Beat, FactArrived, Input, Place, RequestArrived
 from services.scheduler.core.order import Ready
@@ -82,41 +86,34 @@ def baseline(state: ClusterState) -> int:
     return max(1, len(state.queue.standing) // max(1, len(jobs)))
 
 
-def show(name: str, values: list[float]) -> None:
-    """Print a line of figures."""
-    values = sorted(values)
-    p95 = values[min(len(values) - 1, int(len(values) * 0.95))]
-    print(
-        f"{name:<46} median {statistics.median(values):8.2f} ms   p95 {p95:8.2f} ms   n={len(values)}"
-    )
+@dataclass
+class Figures:
+    """Milliseconds of each kind of decision."""
+
+    jobs: int
+    hosts: int
+    naive: float = 0.0
+    """Every job compared with every host, extrapolated."""
+    cold: list[float] = field(default_factory=list)
+    full: list[float] = field(default_factory=list)
+    after_end: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
 
 
-def main(jobs: int = 10_000, hosts: int = 500) -> None:
-    """Build the cluster and print the figures."""
+def figures(jobs: int, hosts: int) -> Figures:
+    """Build the cluster and time its decisions."""
+    found = Figures(jobs, hosts)
     state = ClusterState()
     inputs: list[Input] = [beat(i) for i in range(hosts)]
     inputs += [submit(i) for i in range(jobs)]
-    begun = time.perf_counter()
     state, _ = steps(state, inputs, moment(0))
-    took = time.perf_counter() - begun
-    print(
-        f"{jobs} jobs, {hosts} hosts, {len(state.queue.classes)} demands; submitted in {took:.2f} s"
-    )
-
-    show("schedule() cold, every GPU free", milliseconds(lambda: schedule(state, moment(1)), 5))
-    plan = schedule(state, moment(1))
-    print(
-        f"{'':<46} {len(plan.assignments)} assignments, {len(plan.waiting)} jobs told why they wait"
-    )
+    found.cold = milliseconds(lambda: schedule(state, moment(1)), 5)
     compared: list[int] = []
     naive = milliseconds(lambda: compared.append(baseline(state)), 1)
-    print(f"{'baseline, every job x host (extrapolated)':<46} {naive[0] * compared[0]:15.0f} ms")
-
+    found.naive = naive[0] * compared[0]
     while schedule(state, moment(1), 1).assignments:
         state, _ = steps(state, (Place(limit=100_000, refresh=0),), moment(1))
-    show("schedule() with all GPUs held", milliseconds(lambda: schedule(state, moment(2)), 20))
-
-    whole, parts = [], []
+    found.full = milliseconds(lambda: schedule(state, moment(2)), 20)
     runs = [job for job in state.jobs.values() if job.run is not None][:200]
     for number, job in enumerate(runs):
         assert job.run is not None
@@ -128,10 +125,42 @@ def main(jobs: int = 10_000, hosts: int = 500) -> None:
         schedule(state, now)
         decided = time.perf_counter()
         state, _ = steps(state, (Place(limit=256, refresh=0),), now)
-        parts.append((decided - middle) * 1000)
-        whole.append((time.perf_counter() - begun - (decided - middle)) * 1000)
-    show("schedule() after one job ended", parts)
-    show("event + schedule + assignment, as the loop does", whole)
+        found.after_end.append((decided - middle) * 1000)
+        found.whole.append((time.perf_counter() - begun - (decided - middle)) * 1000)
+    return found
+
+
+def measure(quick: bool) -> list[Row]:
+    """Decide in process."""
+    return rows(figures(1_000, 50) if quick else figures(10_000, 500))
+
+
+def rows(found: Figures) -> list[Row]:
+    """Return a row for each kind of decision."""
+    named = {
+        "every GPU free": found.cold,
+        "all GPUs held": found.full,
+        "after one job ended": found.after_end,
+        "event + decision + assignment, as the loop does": found.whole,
+    }
+    return [
+        Row(
+            f"one scheduling decision, {name}",
+            f"p50 {percentile(took, 0.5):.2f} ms, p95 {percentile(took, 0.95):.2f} ms (n={len(took)})",
+            f"{found.naive:.0f} ms",
+            f"{percentile(took, 0.5) / found.naive:.6f}",
+            "",
+            None,
+            f"{found.jobs:,} jobs, {found.hosts} hosts; baseline: every job compared with every host (extrapolated)",
+        )
+        for name, took in named.items()
+    ]
+
+
+def main(jobs: int = 10_000, hosts: int = 500) -> None:
+    """Print the figures."""
+    for row in rows(figures(jobs, hosts)):
+        print(f"{row.what:<70} {row.ours}; baseline {row.baseline}")
 
 
 if __name__ == "__main__":
