@@ -54,6 +54,8 @@ class HeartbeatLoop:
     lease_began: Callable[[], None] = lambda: None
     """Called when a lease is granted while none was running."""
     standing: Standing = field(default_factory=Standing)
+    heard: float | None = None
+    """Boot time at which the last answered heartbeat was sent, or the first one while none was answered."""
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
 
     def beat_soon(self) -> None:
@@ -75,13 +77,16 @@ class HeartbeatLoop:
     async def beat(self, bus: Bus) -> bool:
         """Send one heartbeat; tell whether it was answered."""
         inventory = await asyncio.to_thread(self.inventory.read)
+        sent = self.clock.boot()
+        if self.heard is None:
+            self.heard = sent
         message = Heartbeat(
             instance=self.instance,
             boot_id=shim.boot_id(),
             inventory=inventory,
             runs=self.reports(),
+            unanswered_seconds=sent - self.heard,
         )
-        sent = self.clock.boot()
         try:
             reply = await bus.request(
                 subjects.heartbeat(self.host), message, HeartbeatReply, timeout=DEADLINE_SECONDS
@@ -100,6 +105,7 @@ class HeartbeatLoop:
         """Keep what the scheduler answered to the heartbeat that was sent at boot time `sent`."""
         standing = self.standing
         standing.answered = True
+        self.heard = sent
         if reply.error == "identity_in_use":
             standing.refused_since = standing.refused_since or sent
             logger("heartbeat").error("identity_in_use", host=self.host)

@@ -28,6 +28,11 @@ class Heartbeat(EventBase):
     boot_id: str
     inventory: HostInventory
     runs: tuple[RunReport, ...] = ()
+    unanswered_seconds: float = 0.0
+    """How long before this one the last answered heartbeat was sent, or the agent's first one while none was.
+
+    A link that carries one direction only still brings heartbeats; this tells that the answers do not arrive.
+    """
 
 
 class HeartbeatReply(EventBase):

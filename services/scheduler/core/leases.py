@@ -1,6 +1,7 @@
 """Silence, return, reboot and loss of hosts: what a heartbeat and the passing of time change.
 
-A host is silent when its lease is older than ttl + drift + grace. `keep`: its jobs wait for it, until `lost_after` or
+A host is silent when its lease is older than ttl + drift + grace, and deaf when for as long it has told that our
+answers do not arrive: either way it is offline. `keep`: its jobs wait for it, until `lost_after` or
 until the user writes it off. `stop_and_requeue`: the shim on the host stops the trainer at its own deadline, and the
 job is placed again only when that deadline, drift and the kill have surely passed (reliability.md section 2).
 """
@@ -19,6 +20,8 @@ from shared.jobs.reasons import Reason
 from shared.jobs.status import DisconnectPolicy, JobStatus
 
 RETIRED_REMEMBERED = 8
+ANSWER_SECONDS = 3.0
+"""An agent takes no answer that comes later than this after its question."""
 _VANISHED = Ending(
     "failed",
     Reason.EXIT_UNKNOWN,
@@ -85,11 +88,13 @@ def beat(draft: Draft, one: Beat) -> None:
     heartbeat = one.heartbeat
     old = draft.host(one.host) or Host(one.host, heartbeat.inventory.label)
     was_lost = old.lost
-    host = _renewed(old, heartbeat, draft.now)
+    host = _renewed(old, heartbeat, draft.now, draft.limits.silent_after)
     draft.put_host(host, durable=_is_worth_storing(old, host))
-    if not old.online:
-        for job_id in sorted(host.runs):
+    for job_id in sorted(host.runs):
+        if host.online and not old.online:
             _reconnect(draft, draft.job(job_id))
+        elif old.online and not host.online:
+            _disconnect(draft, draft.job(job_id))
     if was_lost or _shared(old) != _shared(host):
         draft.stir_everyone()
     reports = {(r.job, r.attempt): r for r in heartbeat.runs}
@@ -145,7 +150,8 @@ def _watch(draft: Draft, job: Job, host: Host) -> None:
         settle(draft, job, _NEVER_TAKEN if run.phase is Phase.ASSIGNED else _VANISHED)
 
 
-def _renewed(old: Host, heartbeat: Heartbeat, now: Moment) -> Host:
+def _renewed(old: Host, heartbeat: Heartbeat, now: Moment, silent_after: float) -> Host:
+    deaf_since = _deaf_since(old, heartbeat, now)
     retired = old.retired
     if old.instance and heartbeat.instance != old.instance:
         retired = (*retired, old.instance)[-RETIRED_REMEMBERED:]
@@ -153,14 +159,28 @@ def _renewed(old: Host, heartbeat: Heartbeat, now: Moment) -> Host:
         old,
         label=heartbeat.inventory.label or old.label,
         inventory=heartbeat.inventory,
-        online=True,
+        online=deaf_since is None or (old.online and now.boot - deaf_since <= silent_after),
         lost=False,
         seen=now,
+        deaf_since=deaf_since,
         instance=heartbeat.instance,
         retired=retired,
         boot_id=heartbeat.boot_id,
         boot_seen=old.boot_seen if heartbeat.boot_id == old.boot_id else now.boot,
     )
+
+
+def _deaf_since(old: Host, heartbeat: Heartbeat, now: Moment) -> float | None:
+    """Return since when our answers do not arrive; None while they do.
+
+    The agent counts from the heartbeat whose answer it heard, and we answered the last one that came: were that answer
+    heard, both would be equally long ago, but for the time that an answer may take.
+    """
+    if old.seen is None or heartbeat.instance != old.instance:
+        return None
+    if heartbeat.unanswered_seconds <= now.boot - old.seen.boot + ANSWER_SECONDS:
+        return None
+    return now.boot if old.deaf_since is None else old.deaf_since
 
 
 def _is_worth_storing(old: Host, new: Host) -> bool:

@@ -205,6 +205,9 @@ class Host:
     drained: bool = False
     forgotten: bool = False
     seen: Moment | None = None
+    """When it was last heard; its agent may hold a lease from then on, whether or not it hears us."""
+    deaf_since: float | None = None
+    """Boot-clock second since when its heartbeats tell that our answers do not arrive."""
     instance: str = ""
     retired: tuple[str, ...] = ()
     """Earlier instances: one that speaks again after its successor is a second agent of the same id."""

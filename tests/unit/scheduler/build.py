@@ -76,12 +76,19 @@ def a_beat(
     boot_id: str = "b1",
     runs: Sequence[RunReport] = (),
     inventory: HostInventory | None = None,
+    unanswered: float = 0.0,
     **more: Any,
 ) -> Beat:
     inventory = inventory or an_inventory(f"{host}-label", count, **more)
     return Beat(
         host,
-        Heartbeat(instance=instance, boot_id=boot_id, inventory=inventory, runs=tuple(runs)),
+        Heartbeat(
+            instance=instance,
+            boot_id=boot_id,
+            inventory=inventory,
+            runs=tuple(runs),
+            unanswered_seconds=unanswered,
+        ),
     )
 
 
