@@ -13,7 +13,7 @@ import psutil
 from services.gpu_agent import shim
 from services.gpu_agent.core.exits import Ending
 from services.gpu_agent.core.reconcile import Phase
-from services.gpu_agent.facts import RunAccepted, RunRefused, RunStarted
+from services.gpu_agent.facts import RunAccepted, RunCheckpoint, RunRefused, RunStarted
 from services.gpu_agent.hooks.checks import CHECKS, Check, run_checks
 from services.gpu_agent.hooks.context import HookContext, Refusal
 from services.gpu_agent.inventory import Inventory
@@ -21,6 +21,7 @@ from services.gpu_agent.launcher import Launcher, NotStarted, Started
 from services.gpu_agent.layout import HostFiles
 from services.gpu_agent.run import Run
 from services.gpu_agent.secrets_client import SecretsUnavailable
+from services.gpu_agent.stocktaking import differences
 from shared.events.calls import ControlEntry
 from shared.jobs.reasons import REASONS, Reason
 from shared.log import logger
@@ -66,6 +67,8 @@ class Starter:
         _append_notes(run.job_files.log, context.notes)
         if not run.spool.facts.has(RunAccepted):
             run.spool.facts.append(RunAccepted(seq=0, t=time.time(), gpus=entry.gpus))
+        for fact in await asyncio.to_thread(_corrections, context):
+            run.spool.facts.append(fact)
         secrets = await self._secrets(run, entry)
         if run.phase is Phase.ENDED or not still_wanted():
             return
@@ -200,6 +203,14 @@ def refuse(run: Run, reason: Reason, en: str, zh: str) -> None:
         RunRefused(seq=0, t=time.time(), reason=reason, message_en=en, message_zh=zh)
     )
     run.phase = Phase.ENDED
+
+
+def _corrections(context: HookContext) -> list[RunCheckpoint]:
+    """Return what the control plane does not know of the checkpoints that are here; nothing before the second attempt."""
+    entry = context.entry
+    if not entry.resume:
+        return []
+    return differences(context.checkpoint_dir, entry.checkpoints, time.time())
 
 
 def _append_notes(log: Path, notes: Sequence[tuple[str, str]]) -> None:

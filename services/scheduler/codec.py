@@ -96,6 +96,7 @@ def desired_entry(decision: DesiredSet, config: dict[str, Any]) -> ControlEntry:
             "config": with_paths(config, decision.resolved),
             "model_path": decision.model_path,
             "resume": decision.resume,
+            "checkpoints": decision.checkpoints,
             "gpus": decision.gpus,
             "gpu_uuids": decision.gpu_uuids,
             "secret_names": decision.secret_names,

@@ -116,6 +116,8 @@ class ControlEntry(EventBase):
     """Frozen model path, where `model_path` named a job or stage."""
     resume: bool = False
     """Start from the newest readable checkpoint of this job on the host."""
+    checkpoints: tuple[int, ...] = ()
+    """Steps of which the scheduler believes that the host has a checkpoint; the host says what is otherwise."""
     gpus: tuple[int, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
     secret_names: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from services.scheduler.core.draft import Draft
 from services.scheduler.core.inputs import Place
 from services.scheduler.core.place import schedule
 from services.scheduler.core.readiness import Doom, needs
-from services.scheduler.core.state import Assignment, Job, Plan, Run
+from services.scheduler.core.state import Assignment, Host, Job, Plan, Run
 from services.scheduler.core.words import Why
 from shared.jobs.lifecycle import Change
 from shared.jobs.reasons import Reason
@@ -68,10 +68,11 @@ def _assign(draft: Draft, assignment: Assignment) -> None:
         final_metrics=None,
     )
     draft.attempt(job, "assigned")
-    draft.decide(_desired(draft, job, run, paths))
+    draft.decide(_desired(draft, job, host, run, paths))
 
 
-def _desired(draft: Draft, job: Job, run: Run, paths: dict[str, str]) -> DesiredSet:
+def _desired(draft: Draft, job: Job, host: Host, run: Run, paths: dict[str, str]) -> DesiredSet:
+    there = [c for c in job.checkpoints if not c.deleted]
     return DesiredSet(
         host=run.host,
         job=job.id,
@@ -80,7 +81,8 @@ def _desired(draft: Draft, job: Job, run: Run, paths: dict[str, str]) -> Desired
         model_path=paths.get("model_path"),
         resolved={field: path for field, path in paths.items() if field != "model_path"},
         # The agent picks the newest one that it can read, or starts from the model.
-        resume=run.attempt > 1 and any(not c.deleted for c in job.checkpoints),
+        resume=run.attempt > 1 and bool(there),
+        checkpoints=tuple(sorted({c.step for c in there if host.can_read(c.location)})),
         gpus=run.gpus,
         gpu_uuids=run.gpu_uuids,
         secret_names=job.secret_names,

@@ -72,6 +72,8 @@ class DesiredSet:
     resolved: Mapping[str, str] = field(default_factory=dict)
     """Other parameters that named a job's checkpoint, and its folder."""
     resume: bool = False
+    checkpoints: tuple[int, ...] = ()
+    """Steps of the job's checkpoints that this host can read."""
     gpus: tuple[int, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
     secret_names: tuple[str, ...] = ()

@@ -136,13 +136,16 @@ def _keep_checkpoint(
     draft: Draft, job: Job, host_id: str, attempt: int, fact: RunCheckpoint
 ) -> None:
     """Keep what the fact says about one step, unless a newer fact about that step came before."""
-    same = [c for c in job.checkpoints if c.step == fact.step and c.host == host_id]
+    same = [c for c in job.checkpoints if c.step == fact.step and _is_same(c, host_id, fact)]
     if any((c.attempt, c.seq) >= (attempt, fact.seq) for c in same):
         draft.count("fact_repeated", job=job.id, attempt=attempt, kind=fact.type)
         return
     checkpoint = _checkpoint(draft, host_id, attempt, fact)
     others = [c for c in job.checkpoints if c not in same]
     draft.decide(CheckpointSaved(job.id, checkpoint))
+    for replaced in same:
+        if replaced.host != host_id and not replaced.deleted:
+            draft.decide(CheckpointSaved(job.id, replace(replaced, deleted=True, best=False)))
     kept = [_outshone(c, checkpoint) for c in others]
     for before, after in zip(others, kept, strict=True):
         if before != after:
@@ -158,6 +161,11 @@ def _keep_checkpoint(
         return
     change = Change.UPDATED if job.is_ended else Change.CHECKPOINTED
     draft.change(job, change, last_step=last_step, checkpoint_dir=checkpoint.folder)
+
+
+def _is_same(known: Checkpoint, host_id: str, fact: RunCheckpoint) -> bool:
+    """Tell whether both mean one folder: of one host, or of one path on a folder that hosts share."""
+    return known.host == host_id or (known.shared_root is not None and known.path == fact.path)
 
 
 def _outshone(old: Checkpoint, new: Checkpoint) -> Checkpoint:

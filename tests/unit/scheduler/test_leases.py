@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.scheduler.core.decisions import DesiredCleared, DesiredSet
+from services.scheduler.core.decisions import CheckpointSaved, DesiredCleared, DesiredSet
 from services.scheduler.core.inputs import Tick
 from services.scheduler.core.leases import refusal, reply
 from services.scheduler.core.state import ClusterState, Moment
@@ -201,3 +201,31 @@ def test_gpus_of_a_silent_host_are_not_given() -> None:
     assert state.waiting_for.en == "no agent online"
     host = world.state.hosts["box1"]
     assert replace(host, online=True).free != ()
+
+
+def test_a_folder_that_hosts_share_is_one_place_whoever_speaks_of_it() -> None:
+    world = World()
+    for box in ("box1", "box2"):
+        world.do(a_beat(box, 2, shared=["/ckpt"]))
+    world.running(1, disconnect_policy="stop_and_requeue")
+    first = world.job(1).state.host
+    world.checkpoint(1, 4)
+    other = "box2" if first == "box1" else "box1"
+    while (run := world.job(1).run) is not None and run.host == first:
+        world.seconds += 10
+        world.do(a_beat(other, 2, shared=["/ckpt"]))
+        world.pass_(1)
+        world.place()
+    world.place()
+    started = [d for d in world.decisions if isinstance(d, DesiredSet) and d.desired == "run"][-1]
+    assert (started.host, started.resume, started.checkpoints) == (other, True, (4,))
+    world.checkpoint(1, 4, deleted=True)
+    world.checkpoint(1, 8)
+    job = world.job(1)
+    assert [(c.step, c.host) for c in job.checkpoints if not c.deleted] == [(8, other)]
+    saved = {
+        (d.checkpoint.step, d.checkpoint.host): d.checkpoint.deleted
+        for d in world.decisions
+        if isinstance(d, CheckpointSaved)
+    }
+    assert saved == {(4, first): True, (4, other): True, (8, other): False}
