@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     """An external broker; None: the embedded one of `home`."""
     nats_store_mib: int = Field(default=2048, ge=64)
     """Disk in MiB that the broker has for all streams together; the same for every service of a stack."""
+    restart_cap_seconds: float = Field(default=10.0, gt=0)
+    """Longest wait of `up` before it starts a service that dies again and again."""
     database_url: str | None = None
     """None: SQLite below `home`. PostgreSQL as `postgresql+psycopg://…`."""
     checkpoint_dir: Path = Field(default=Path("checkpoints"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.log import logger
-from trainyard.stack.restart import next_delay
+from trainyard.stack.restart import CAP_SECONDS, next_delay
 
 PR_SET_PDEATHSIG = 1
 EX_CONFIG = 78
@@ -38,6 +38,8 @@ class Service:
     ready: Callable[[], Awaitable[bool]]
     ready_seconds: float = 60.0
     stop_seconds: float = 15.0
+    restart_cap: float = CAP_SECONDS
+    """Longest wait in seconds before it is started again."""
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
     stopping: bool = field(default=False, init=False)
     _watch: asyncio.Task[None] | None = field(default=None, init=False)
@@ -101,7 +103,7 @@ class Service:
             if self.stopping:
                 return
             self._refused = code == EX_CONFIG
-            delay, failures = next_delay(failures, time.monotonic() - started)
+            delay, failures = next_delay(failures, time.monotonic() - started, self.restart_cap)
             log.warning("died", name=self.name, exit_code=code, restart_in_seconds=delay)
             await asyncio.sleep(delay)
             if not self.stopping:

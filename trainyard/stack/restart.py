@@ -8,10 +8,12 @@ CALM_SECONDS = 60.0
 """A service that lived this long is no longer counted as failing."""
 
 
-def next_delay(failures: int, lived_seconds: float) -> tuple[float, int]:
+def next_delay(
+    failures: int, lived_seconds: float, cap_seconds: float = CAP_SECONDS
+) -> tuple[float, int]:
     """Return seconds to wait before the restart, and the new count of failures in a row.
 
-    The first restart is quick (a kill must not be felt), then it doubles up to CAP_SECONDS.
+    The first restart is quick (a kill must not be felt), then it doubles up to `cap_seconds`.
     """
     failures = 0 if lived_seconds >= CALM_SECONDS else failures
-    return min(FIRST_SECONDS * 2**failures, CAP_SECONDS), min(failures + 1, 10)
+    return min(FIRST_SECONDS * 2**failures, cap_seconds), min(failures + 1, 10)

@@ -147,6 +147,8 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
                 stop_seconds=grace,
             )
         )
+    for service in chosen:
+        service.restart_cap = settings.restart_cap_seconds
     return chosen
 
 

@@ -15,6 +15,7 @@ def test_the_first_restart_is_quick_and_then_it_doubles() -> None:
         delays.append(delay)
     assert delays[:4] == [0.2, 0.4, 0.8, 1.6]
     assert delays[-1] == CAP_SECONDS
+    assert next_delay(9, 0.1, 0.5) == (0.5, 10)
 
 
 @given(st.integers(0, 100), st.floats(0, 1e6))
