@@ -43,7 +43,7 @@ test: $(STAMP)  ## check, then the whole suite
 bench: $(STAMP)  ## ratios against baselines measured in the same run
 	$(BIN)/python benchmarks/run.py
 
-bench-faults: $(STAMP)  ## 1,000 random kills, 200 kills during saves, wiped brokers; fails on a broken promise
+bench-faults: $(STAMP)  ## 1,000 random kills, 200 kills during saves, wiped brokers, frozen hosts; fails on a broken promise
 	$(BIN)/python benchmarks/faults.py
 
 docs: $(STAMP)  ## make the generated pages again

@@ -1,6 +1,8 @@
-"""What `make bench-faults` runs: 1,000 random kills, 200 kills during saves, wiped brokers; fails on any violation.
+"""What `make bench-faults` runs: 1,000 random kills, 200 kills during saves, wiped brokers, frozen hosts.
 
-    python benchmarks/faults.py [--kills 1000] [--cuts 200] [--wipes 3] [--seed N]
+    python benchmarks/faults.py [--kills 1000] [--cuts 200] [--wipes 3] [--freezes 20] [--seed N]
+
+Fails on any broken promise. `--seed` deals the same faults in the same order; when they meet the stack depends on the machine.
 
 A home whose proof failed is kept for a look; the others are removed.
 """
@@ -19,10 +21,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.faults.proof import Report, cut_saves, kills, wiped_broker  # noqa: E402
+from tests.faults.killer import kills_in  # noqa: E402
+from tests.faults.pauses import frozen_hosts  # noqa: E402
+from tests.faults.proof import cut_saves, kills, wiped_broker  # noqa: E402
+from tests.faults.scene import Report  # noqa: E402
 
 ROUND_KILLS, ROUND_SECONDS = 100, 400.0
 ROUND_CUTS = 50
+ROUND_FREEZES = 4
 ROUNDS_AT_MOST = 40
 Proof = Callable[[Path, int], Report]
 
@@ -33,6 +39,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--wipes", type=int, default=3)
+    parser.add_argument("--freezes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -42,8 +49,8 @@ def main() -> int:
 
         def killing(home: Path, seed: int) -> Report:
             return kills(
-                home, model, seed, count=ROUND_KILLS, seconds=ROUND_SECONDS, jobs=20,
-                pause=0.5, settle=900,
+                home, model, seed, count=ROUND_KILLS, seconds=ROUND_SECONDS, jobs=20, keep=8,
+                pause=0.5, settle=600,
             )  # fmt: skip
 
         def cutting(home: Path, seed: int) -> Report:
@@ -52,10 +59,17 @@ def main() -> int:
         def wiping(home: Path, seed: int) -> Report:
             return wiped_broker(home, model, seed)
 
+        def freezing(home: Path, seed: int) -> Report:
+            return frozen_hosts(home, model, seed, rounds=ROUND_FREEZES, settle=400)
+
+        def freezes(report: Report) -> int:
+            return sum(n for what, n in report.faults.items() if what.startswith("freeze"))
+
         sound = [
-            _until(options.kills, killing, rng, lambda r: sum(r.faults.values())),
+            _until(options.kills, killing, rng, lambda r: kills_in(r.faults)),
             _until(options.cuts, cutting, rng, lambda r: r.faults["cut a save"]),
             _until(options.wipes, wiping, rng, lambda r: r.faults["wipe store"]),
+            _until(options.freezes, freezing, rng, freezes),
         ]
     return 0 if all(sound) else 1
 

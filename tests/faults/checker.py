@@ -16,6 +16,16 @@ ENDINGS = {
     "rejected": "FAILED",
 }
 CLOSES_ATTEMPT = {*ENDINGS, "requeued", "paused"}
+WATCHDOG_SECONDS = 2.0
+"""What two hosts may overlap after one of them was frozen."""
+LOOK_SECONDS = 0.25
+"""How much a measured overlap may be longer than the true one: the watcher samples."""
+CLOCK_SECONDS = 0.05
+"""How exactly moments that were noted by several processes of one machine are compared."""
+CANCEL_SECONDS = 60.0
+"""An accepted cancel has stopped the training by then, whatever was killed meanwhile."""
+ENDLESS = 100_000
+"""`max_steps` of jobs that are there to be cancelled: they cannot come to their end."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,16 @@ class CheckpointSeen:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """Attempts of one job that ran at the same moment, on one host or on several."""
+
+    job: str
+    attempts: tuple[int, ...]
+    seconds: float
+    across: bool = False
+
+
+@dataclass(frozen=True)
 class AttemptSeen:
     """One attempt: what the trainer wrote on the host, and what the api has stored of it."""
 
@@ -52,6 +72,12 @@ class AttemptSeen:
     facts: tuple[str, ...] = ("accepted", "started", "exited")
     fact_numbers: tuple[int, ...] = (1, 2, 3)
     confirmed: bool = True
+    stored_before: tuple[int, ...] | None = None
+    """What was stored when a later attempt ran and this one's host was still frozen: nothing may come to it."""
+    last_line: float = 0.0
+    """Unix time of its last metric line."""
+    last_alive: float = 0.0
+    """Unix time at which a process of it was seen last."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,10 @@ class JobSeen:
     save_steps: int
     reason: str | None = None
     cancel_accepted: bool = False
+    cancelled_at: float | None = None
+    """Unix time at which the cancel was accepted."""
+    finished_at: float | None = None
+    """Unix time at which the job says that it ended."""
     events: tuple[tuple[int, str, str, int], ...] = ()
     attempts: tuple[AttemptSeen, ...] = ()
     checkpoints: tuple[CheckpointSeen, ...] = ()
@@ -77,8 +107,9 @@ class Observation:
 
     acknowledged: tuple[str, ...]
     jobs: tuple[JobSeen, ...]
-    overlaps: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """(job, attempts) of which trainers were alive at the same moment."""
+    overlaps: tuple[Overlap, ...] = ()
+    never_complete: tuple[str, ...] = ()
+    """Checkpoints that were listed at some time although they were never complete."""
     orphans: tuple[str, ...] = ()
     held_locks: tuple[str, ...] = ()
     unpublished: int = 0
@@ -91,14 +122,42 @@ def check(seen: Observation) -> list[Violation]:
     found = _check_existence(seen)
     for job in seen.jobs:
         found += _check_ending(job) + _check_events(job) + _check_attempts(job)
-        found += _check_checkpoints(job)
-    found += [Violation("two attempts alive at once", job, str(n)) for job, n in seen.overlaps]
+        found += _check_checkpoints(job) + _check_stillness(job)
+    found += [v for overlap in seen.overlaps for v in _check_overlap(overlap)]
+    found += [Violation("checkpoint listed too early", "rest", t) for t in seen.never_complete]
     found += [Violation("orphan process", "host", text) for text in seen.orphans]
     found += [Violation("lock held", "host", text) for text in seen.held_locks]
     if seen.unpublished:
         found.append(Violation("outbox not empty", "sql", f"{seen.unpublished} rows"))
     if seen.dead_letters:
         found.append(Violation("message set aside", "sql", f"{seen.dead_letters} rows"))
+    return found
+
+
+def _check_overlap(overlap: Overlap) -> list[Violation]:
+    limit = WATCHDOG_SECONDS + LOOK_SECONDS if overlap.across else 0.0
+    if overlap.across and overlap.seconds <= limit:
+        return []
+    text = f"{overlap.attempts} for {overlap.seconds:.2f} s"
+    return [Violation("two attempts alive at once", overlap.job, text)]
+
+
+def _check_stillness(job: JobSeen) -> list[Violation]:
+    """Nothing of a job lives once it has ended, and a cancelled one does not train on."""
+    found = []
+    for attempt in job.attempts:
+        where = f"{job.uuid}.{attempt.number}"
+        fenced = attempt.stored_before is not None
+        if (
+            job.finished_at is not None
+            and attempt.last_alive > job.finished_at + CLOCK_SECONDS
+            and not fenced
+        ):
+            text = f"{attempt.last_alive - job.finished_at:.2f} s later"
+            found.append(Violation("process alive after the job's end", where, text))
+        late = attempt.last_line - (job.cancelled_at or float("inf"))
+        if late > CANCEL_SECONDS:
+            found.append(Violation("trains on after its cancel", where, f"{late:.1f} s"))
     return found
 
 
@@ -123,7 +182,9 @@ def _check_ending(job: JobSeen) -> list[Violation]:
     if job.rest not in TERMINAL:
         found.append(Violation("not ended", job.uuid, f"{job.rest} ({job.reason})"))
     allowed = {"COMPLETED"}
-    if job.cancel_accepted:
+    if job.max_steps >= ENDLESS:
+        allowed = {"CANCELLED"}
+    elif job.cancel_accepted:
         allowed = {"CANCELLED"} if job.reason != "cancel_too_late" else {"COMPLETED"}
     if job.rest in TERMINAL and job.rest not in allowed:
         found.append(Violation("wrong ending", job.uuid, f"{job.rest} ({job.reason})"))
@@ -165,7 +226,11 @@ def _check_attempts(job: JobSeen) -> list[Violation]:
         expected = tuple(range(first, first + len(attempt.logged)))
         if attempt.logged != expected:
             found.append(Violation("trainer missed or doubled a step", where, str(attempt.logged)))
-        if attempt.stored != attempt.logged:
+        if attempt.stored_before is not None:
+            if attempt.stored != attempt.stored_before:
+                text = f"{attempt.stored_before[-1:]} before it woke, {attempt.stored[-1:]} now"
+                found.append(Violation("stale write stored", where, text))
+        elif attempt.stored != attempt.logged:
             lost = sorted(set(attempt.logged) - set(attempt.stored))
             doubled = [s for s, n in Counter(attempt.stored).items() if n > 1]
             text = f"missing {lost}, doubled {doubled}, {len(attempt.stored)} stored"
@@ -174,10 +239,20 @@ def _check_attempts(job: JobSeen) -> list[Violation]:
             found.append(Violation("resumed from a bad checkpoint", where, attempt.resume_problem))
         found += _check_facts(attempt, where)
     found += _check_lost_work(job)
-    reached = {s for a in job.attempts for s in a.stored}
+    reached = {s for a in job.attempts for s in a.stored} | _bridged(job)
     if job.rest == "COMPLETED" and reached != set(range(1, job.max_steps + 1)):
         lost = sorted(set(range(1, job.max_steps + 1)) - reached)
         found.append(Violation("step missing over all attempts", job.uuid, str(lost)))
+    return found
+
+
+def _bridged(job: JobSeen) -> set[int]:
+    """Steps of a fenced attempt that only a checkpoint on a shared folder tells of: its host could not send them in time."""
+    found: set[int] = set()
+    for fenced in job.attempts:
+        if fenced.stored_before is not None:
+            resumed = [a.resume_step or 0 for a in job.attempts if a.number > fenced.number]
+            found |= set(range(max(fenced.stored, default=0) + 1, max(resumed, default=0) + 1))
     return found
 
 
@@ -204,7 +279,8 @@ def _check_lost_work(job: JobSeen) -> list[Violation]:
                 found.append(
                     Violation("newest checkpoint too old", f"{job.uuid}.{attempt.number}", text)
                 )
-        reached = max([reached, *attempt.logged])
+        known = attempt.logged if attempt.stored_before is None else attempt.stored_before
+        reached = max([reached, *known])
     return found
 
 

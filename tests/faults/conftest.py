@@ -26,6 +26,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def seed() -> int:
-    """TRAINYARD_FAULT_SEED, or another one each time; a report prints it."""
-    given = os.environ.get("TRAINYARD_FAULT_SEED")
+    """FAULT_SEED, or another one each time; a report prints it."""
+    given = os.environ.get("FAULT_SEED")
     return int(given) if given else random.SystemRandom().randrange(1_000_000)

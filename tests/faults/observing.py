@@ -4,42 +4,66 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from services.api.telemetry.chunks import floats
 from services.gpu_agent import checkpoint_store
-from services.gpu_agent.processes import is_locked
 from tests.e2e.stack import ROOT, Stack
 from tests.faults.checker import AttemptSeen, CheckpointSeen, JobSeen, Observation
-from tests.faults.watcher import Watcher
+from tests.faults.process_table import held_locks, strays
+from tests.faults.watcher import Watcher, jobs_folder
 from tests.faults.workload import Workload, insist
 
 Row = tuple[Any, ...]
-_LOADS = (
-    "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
-    "for p in sys.argv[1:]: M.from_pretrained(p); T.from_pretrained(p); print('ok', flush=True)"
-)
+_LOADS = """
+import sys
+from transformers import AutoModelForCausalLM as M, AutoTokenizer as T
+for path in sys.stdin.read().splitlines():
+    try:
+        M.from_pretrained(path), T.from_pretrained(path)
+    except Exception as error:
+        print(path, repr(error)[:300], sep="\\t", flush=True)
+print("done")
+"""
 
 
-def observe(stack: Stack, workload: Workload, watcher: Watcher, *, load: int = 3) -> Observation:
-    """Wait until spools and outboxes have come to rest, then look at everything; `load` checkpoints are loaded."""
-    _rest(stack, 60)
-    watcher.sample()
+@dataclass(frozen=True)
+class Sight:
+    """From where it is looked: the stack, its hosts' homes (the embedded one first), and what was noted on the way."""
+
+    stack: Stack
+    workload: Workload
+    watcher: Watcher
+    homes: Sequence[Path]
+    stored_before: Mapping[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
+    """What was stored of attempts whose host was frozen while a later attempt ran."""
+    never_complete: Sequence[str] = ()
+    roots: Sequence[tuple[Path, int]] = ()
+    """(home, pid of the process above all others) of each host."""
+
+
+def observe(sight: Sight) -> Observation:
+    """Wait until spools and outboxes have come to rest, then look at everything; every listed checkpoint is loaded."""
+    stack, workload = sight.stack, sight.workload
+    _rest(sight, 60)
+    sight.watcher.sample()
     uuids = [row[0] for row in _rows(stack.home / "api" / "main.db", "SELECT uuid FROM job")]
-    jobs = [_job(stack, workload, watcher, u) for u in uuids if u in workload.bodies]
+    jobs = [_job(sight, u) for u in uuids if u in workload.bodies]
     jobs += [_unasked(u) for u in uuids if u not in workload.bodies]
     return Observation(
         acknowledged=tuple(workload.bodies),
-        jobs=tuple(_with_loads(jobs, load)),
-        overlaps=tuple(sorted(watcher.overlaps)),
-        orphans=tuple(_run_processes(stack.home, 20)),
-        held_locks=tuple(held_locks(stack.home)),
+        jobs=tuple(_with_loads(jobs)),
+        overlaps=sight.watcher.overlaps,
+        never_complete=tuple(sight.never_complete),
+        orphans=tuple(text for home, root in sight.roots for text in strays(home, root, 20)),
+        held_locks=tuple(text for home in sight.homes for text in held_locks(home)),
         unpublished=_unpublished(stack.home),
         dead_letters=_count(
             stack.home / "api" / "telemetry.db", "SELECT count(*) FROM dead_letter"
@@ -47,71 +71,17 @@ def observe(stack: Stack, workload: Workload, watcher: Watcher, *, load: int = 3
     )
 
 
-def processes_of(home: Path) -> dict[int, str]:
-    """Return the live processes that belong to the stack of `home`: by environment, which forks inherit."""
-    mark = f"TRAINYARD_HOME={home}".encode()
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            if mark not in (folder / "environ").read_bytes().split(b"\0"):
-                continue
-            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-            if words:  # a zombie has none
-                found[int(folder.name)] = words
-    return found
-
-
-def leftovers(home: Path, seconds: float) -> list[str]:
-    """Return what still lives of a stack that was stopped, after waiting up to `seconds` for it to be gone."""
-    deadline = time.monotonic() + seconds
-    while (left := processes_of(home)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return [f"{pid} {words}" for pid, words in sorted(left.items())]
-
-
-def held_locks(home: Path) -> list[str]:
-    """Return the job and slot locks that someone holds."""
-    agent = home / "agents" / "local"
-    paths = [*agent.glob("jobs/*/lock*"), *agent.glob("locks/*.lock")]
-    # asked twice: the agent looks at locks by taking them for a moment
-    return [str(p.relative_to(home)) for p in paths if is_locked(p) and _is_still_locked(p)]
-
-
-def _is_still_locked(path: Path) -> bool:
-    for _ in range(20):
-        time.sleep(0.01)
-        if not is_locked(path):
-            return False
-    return True
-
-
-def _run_processes(home: Path, seconds: float) -> list[str]:
-    """Return shims and trainers that live although every job has ended."""
-    deadline = time.monotonic() + seconds
-    while True:
-        left = [f"{p} {w}" for p, w in processes_of(home).items() if _is_run(w, home)]
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.1)
-
-
-def _is_run(words: str, home: Path) -> bool:
-    return f"{home}/agents/local/jobs/" in words or "services.gpu_agent.trainers" in words
-
-
-def _rest(stack: Stack, seconds: float) -> None:
+def _rest(sight: Sight, seconds: float) -> None:
     """Wait until nothing is on its way any more; what then still is, the checker reports."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if _unpublished(stack.home) == 0 and all(_is_confirmed(f) for f in _folders(stack.home)):
+        if _unpublished(sight.stack.home) == 0 and all(_is_confirmed(f) for f in _folders(sight)):
             return
         time.sleep(0.2)
 
 
-def _folders(home: Path, job: str = "*") -> list[Path]:
-    found = (home / "agents" / "local" / "jobs").glob(f"{job}/attempts/*")
+def _folders(sight: Sight, job: str = "*") -> list[Path]:
+    found = [f for home in sight.homes for f in jobs_folder(home).glob(f"{job}/attempts/*")]
     return sorted(found, key=lambda f: (f.parent.parent.name, int(f.name)))
 
 
@@ -129,9 +99,9 @@ def _unpublished(home: Path) -> int:
     )
 
 
-def _job(stack: Stack, workload: Workload, watcher: Watcher, uuid: str) -> JobSeen:
+def _job(sight: Sight, uuid: str) -> JobSeen:
+    stack, workload = sight.stack, sight.workload
     shown = insist(lambda: stack.client.jobs.get(uuid))
-    history = _history(stack, uuid)
     main, own = stack.home / "api" / "main.db", stack.home / "scheduler.db"
     body = workload.bodies[uuid]
     return JobSeen(
@@ -143,8 +113,10 @@ def _job(stack: Stack, workload: Workload, watcher: Watcher, uuid: str) -> JobSe
         save_steps=body["save_steps"],
         reason=shown.reason,
         cancel_accepted=uuid in workload.cancels,
-        events=history,
-        attempts=tuple(_attempt(stack.home, watcher, f) for f in _folders(stack.home, uuid)),
+        cancelled_at=workload.cancelled_at.get(uuid),
+        finished_at=shown.finished_at.timestamp() if shown.finished_at else None,
+        events=_history(stack, uuid),
+        attempts=tuple(_attempt(sight, f) for f in _folders(sight, uuid)),
         checkpoints=tuple(
             CheckpointSeen(c.step, c.path, checkpoint_store.verify(Path(c.path)))
             for c in insist(lambda: stack.client.jobs.checkpoints(uuid))
@@ -167,25 +139,28 @@ def _unasked(uuid: str) -> JobSeen:
     return JobSeen(uuid, "COMPLETED", "COMPLETED", "COMPLETED", max_steps=0, save_steps=1)
 
 
-def _attempt(home: Path, watcher: Watcher, folder: Path) -> AttemptSeen:
+def _attempt(sight: Sight, folder: Path) -> AttemptSeen:
     job, number = folder.parent.parent.name, int(folder.name)
     facts = _lines(folder / "facts.jsonl")
     kinds = tuple(str(f["type"]).split(".")[1] for f in facts)
     started = next((f for f in facts if f["type"] == "run.started.v1"), None)
-    logged = tuple(
-        e["step"] for e in _lines(folder / "events.jsonl")
+    lines = [
+        e for e in _lines(folder / "events.jsonl")
         if e["type"] == "metric" and ("loss" in e["metrics"] or "loss" in e.get("nonfinite", {}))
-    )  # fmt: skip
+    ]  # fmt: skip
     return AttemptSeen(
         number=number,
-        logged=logged,
-        stored=stored_steps(home, job, number),
+        logged=tuple(e["step"] for e in lines),
+        stored=stored_steps(sight.stack.home, job, number),
         started=started is not None,
         resume_step=None if started is None else started.get("resume_step"),
-        resume_problem=watcher.resume_problem(job, number),
+        resume_problem=sight.watcher.resume_problem(job, number),
         facts=kinds,
         fact_numbers=tuple(f["seq"] for f in facts),
         confirmed=_is_confirmed(folder),
+        stored_before=sight.stored_before.get((job, number)),
+        last_line=lines[-1]["t"] if lines else 0.0,
+        last_alive=sight.watcher.last_alive.get((job, number), 0.0),
     )
 
 
@@ -218,28 +193,26 @@ def stored_steps(home: Path, job: str, attempt: int) -> tuple[int, ...]:
     return tuple(int(step) for step in steps)
 
 
-def _with_loads(jobs: list[JobSeen], count: int) -> list[JobSeen]:
-    """Load the newest checkpoint of some jobs in a fresh process, and note those that do not load."""
-    chosen = [j.checkpoints[-1].path for j in jobs if j.checkpoints][:count]
-    if not chosen:
-        return jobs
+def _with_loads(jobs: list[JobSeen]) -> list[JobSeen]:
+    """Load every listed checkpoint in a fresh process, and note those that do not load."""
+    paths = [c.path for j in jobs for c in j.checkpoints if c.problem is None]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _LOADS, *chosen],
-        cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
+        [sys.executable, "-P", "-c", _LOADS],
+        input="\n".join(paths), cwd=ROOT, capture_output=True, text=True, timeout=240, check=True,
     )  # fmt: skip
-    bad = set(chosen[done.stdout.count("ok\n") :])
+    *told, last = done.stdout.splitlines()
+    if last != "done":
+        raise ValueError(f"loading broke off: {done.stderr[-500:]}")
+    bad = dict(line.split("\t", 1) for line in told)
     return [
-        JobSeen(
-            **{f: getattr(job, f) for f in JobSeen.__dataclass_fields__ if f != "checkpoints"},
-            checkpoints=tuple(
-                CheckpointSeen(c.step, c.path, c.problem or f"does not load: {done.stderr[-300:]}")
-                if c.path in bad
-                else c
-                for c in job.checkpoints
-            ),
-        )
-        for job in jobs
+        replace(job, checkpoints=tuple(_loaded(c, bad) for c in job.checkpoints)) for job in jobs
     ]
+
+
+def _loaded(checkpoint: CheckpointSeen, bad: Mapping[str, str]) -> CheckpointSeen:
+    if checkpoint.path not in bad:
+        return checkpoint
+    return replace(checkpoint, problem=f"does not load: {bad[checkpoint.path]}")
 
 
 def _rows(path: Path, query: str, *values: Any) -> list[Row]:

@@ -1,8 +1,7 @@
-"""The three proofs: random kills, a wiped broker, kills during saves; the suite runs short ones, `make bench-faults` long ones."""
+"""Three proofs: random kills, a wiped broker, kills during saves; the suite runs short ones, `make bench-faults` long ones."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
@@ -10,99 +9,32 @@ import signal
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
 
+from services.gpu_agent import checkpoint_store
 from tests.e2e.stack import Stack, until
-from tests.faults.checker import Observation, Violation, check
 from tests.faults.killer import Killer
-from tests.faults.observing import leftovers, observe, processes_of
-from tests.faults.watcher import Watcher
-from tests.faults.workload import Workload
+from tests.faults.scene import NO_ENV, Env, Report, Scene
+from tests.faults.workload import Workload, insist
 
-SLOTS = "3"
-
-
-@dataclass
-class Report:
-    """What a proof has done and found."""
-
-    name: str
-    seed: int
-    violations: list[Violation]
-    faults: Counter[str] = field(default_factory=Counter)
-    jobs: int = 0
-    attempts: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        dealt = f"seed {self.seed}, {sum(self.faults.values())} faults"
-        found = f"{self.jobs} jobs, {self.attempts} attempts, {len(self.violations)} violations"
-        lines = [
-            f"{self.name}: {dealt}, {found}, {self.seconds:.0f} s",
-            "  " + ", ".join(f"{k} {n}" for k, n in sorted(self.faults.items())),
-        ]
-        return "\n".join([*lines, *(f"  {v.rule} [{v.where}]: {v.seen}" for v in self.violations)])
-
-
-class Scene:
-    """A stack with a watcher and a workload; `finish` stops all of it and returns what was seen."""
-
-    def __init__(self, home: Path, model: Path, seed: int, **env: str) -> None:
-        home.mkdir(parents=True, exist_ok=True)
-        self.stack = Stack(home, TRAINYARD_AGENT_SLOTS=SLOTS, **env)
-        self.watcher = Watcher(home)
-        self.workload = Workload(self.stack, model, random.Random(seed))
-        self._began = time.monotonic()
-
-    def __enter__(self) -> Self:
-        try:
-            self.stack.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        self.watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop what was started, also when the proof broke off."""
-        try:
-            self.watcher.stop()
-        finally:
-            if self.stack.process is not None and self.stack.process.poll() is None:
-                self.stack.stop()
-            for pid in processes_of(self.stack.home):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-    def finish(self, name: str, seed: int, faults: Counter[str], settle: float) -> Report:
-        """Wait for the jobs, judge everything, stop the stack and look for what it left."""
-        self.workload.settle(settle)
-        seen = observe(self.stack, self.workload, self.watcher)
-        self.stack.stop()
-        seen = replace(seen, orphans=(*seen.orphans, *leftovers(self.stack.home, 20)))
-        return Report(
-            name, seed, check(seen), faults, len(seen.jobs), _attempts(seen),
-            time.monotonic() - self._began,
-        )  # fmt: skip
-
-
-def _attempts(seen: Observation) -> int:
-    return sum(len(job.attempts) for job in seen.jobs)
+SLOTS = 3
+"""Slots of the host, as in a Scene."""
 
 
 def kills(
-    home: Path, model: Path, seed: int, *, count: int, seconds: float, jobs: int = 20,
-    pause: float = 0.6, settle: float = 240.0,
+    home: Path, model: Path, seed: int, *, count: int, seconds: float, jobs: int = 20, keep: int = 20,
+    pause: float = 0.6, settle: float = 240.0, env: Env = NO_ENV,
 ) -> Report:  # fmt: skip
-    """Deal `count` faults while jobs come, run, pause, go on and are cancelled; `jobs` of them at a time."""
-    with Scene(home, model, seed) as scene:
+    """Deal `count` kills, and stops beside them, while jobs come, run, pause, go on and are cancelled.
+
+    `jobs` at first, and never fewer than `keep` that have not ended until the last kill.
+    """
+    with Scene(home, model, seed, env=env) as scene:
         killer = Killer(scene.stack, scene.watcher, seed, count, seconds, pause)
         thread = threading.Thread(target=killer.run, name="killer")
         thread.start()
         try:
-            _work_while(thread, scene.workload, jobs)
+            _work_while(thread, scene.workload, jobs, keep)
         finally:
             killer.enough.set()
             thread.join(60)
@@ -112,19 +44,21 @@ def kills(
         return scene.finish("kills", seed, killer.done, settle)
 
 
-def _work_while(killing: threading.Thread, workload: Workload, jobs: int) -> None:
-    """Keep `jobs` unfinished jobs in the stack and disturb some of them until the killing is over."""
+def _work_while(killing: threading.Thread, workload: Workload, jobs: int, keep: int) -> None:
+    """Keep unfinished jobs in the stack and disturb some of them until the killing is over."""
     for _ in range(jobs):
-        workload.submit()
+        workload.submit_some()
     while killing.is_alive():
         workload.disturb()
         killing.join(workload.rng.uniform(0.2, 1.5))
-        workload.top_up(jobs)
+        workload.top_up(keep)
 
 
-def wiped_broker(home: Path, model: Path, seed: int, *, jobs: int = 5) -> Report:
+def wiped_broker(
+    home: Path, model: Path, seed: int, *, jobs: int = 5, settle: float = 240.0, env: Env = NO_ENV
+) -> Report:
     """Stop the stack, delete the broker's store, start again: every unfinished job goes on and none is doubled."""
-    with Scene(home, model, seed) as scene:
+    with Scene(home, model, seed, env=env) as scene:
         stack, workload = scene.stack, scene.workload
         uuids = [workload.submit(max_steps=24, save_steps=6, num_epochs=9) for _ in range(jobs)]
         until(lambda: _step(stack, uuids[0]) >= 7, 90, "the first job has a checkpoint", stack)
@@ -132,7 +66,7 @@ def wiped_broker(home: Path, model: Path, seed: int, *, jobs: int = 5) -> Report
         stack.stop()
         shutil.rmtree(home / "nats" / "store")
         stack.start()
-        return scene.finish("wiped broker", seed, Counter({"wipe store": 1}), 240)
+        return scene.finish("wiped broker", seed, Counter({"wipe store": 1}), settle)
 
 
 def _step(stack: Stack, job: str) -> int:
@@ -141,15 +75,16 @@ def _step(stack: Stack, job: str) -> int:
 
 
 def cut_saves(
-    home: Path, model: Path, seed: int, *, count: int, seconds: float, kills_per_job: int = 3
-) -> Report:
+    home: Path, model: Path, seed: int, *, count: int, seconds: float, kills_per_job: int = 3,
+    settle: float = 300.0, env: Env = NO_ENV,
+) -> Report:  # fmt: skip
     """Kill trainers while a checkpoint is being written; nothing cut short is listed or resumed from.
 
     Only kills that left an unfinished folder behind are counted as cuts.
     """
     rng, done = random.Random(seed), Counter[str]()
     deadline = time.monotonic() + seconds
-    with Scene(home, model, seed) as scene:
+    with Scene(home, model, seed, env=env) as scene:
         hits: Counter[str] = Counter()
         while done["cut a save"] < count and time.monotonic() < deadline:
             _keep_busy(scene, hits, kills_per_job)
@@ -157,7 +92,8 @@ def cut_saves(
             if job is not None:
                 hits[job] += 1
                 done["cut a save" if _unfinished(scene, job) else "just after a save"] += 1
-        return scene.finish("cut saves", seed, done, 300)
+                _look_at_the_list(scene, job)
+        return scene.finish("cut saves", seed, done, settle)
 
 
 def _keep_busy(scene: Scene, hits: Counter[str], limit: int) -> None:
@@ -167,7 +103,7 @@ def _keep_busy(scene: Scene, hits: Counter[str], limit: int) -> None:
         if job not in live and hits[job] < limit:
             shown = scene.stack.client.jobs.get(job)
             hits[job] = limit if shown.is_terminal else hits[job]
-    while sum(hits[job] < limit for job in scene.workload.bodies) <= int(SLOTS):
+    while sum(hits[job] < limit for job in scene.workload.bodies) <= SLOTS:
         scene.workload.submit(max_steps=24, save_steps=2, num_epochs=9)
 
 
@@ -190,6 +126,22 @@ def _kill_in_save(scene: Scene, rng: random.Random, hits: Counter[str], limit: i
                 return job
         time.sleep(0.001)
     return None
+
+
+def _look_at_the_list(scene: Scene, job: str) -> None:
+    """Note a checkpoint that is listed and newer than any that is complete, or is there and is not whole.
+
+    An older one may be gone: it is thinned out, and the list hears of it later. The list is asked first, then the disk.
+    """
+    for _ in range(3):
+        listed = insist(lambda: scene.stack.client.jobs.checkpoints(job))
+        there = checkpoint_store.list_complete(scene.stack.home / "checkpoints" / job)
+        newest = max((c.step for c in there), default=-1)
+        for c in listed:
+            problem = checkpoint_store.verify(Path(c.path)) if Path(c.path).exists() else None
+            if c.step > newest or (problem is not None and Path(c.path).exists()):
+                scene.never_complete.add(f"{job} step {c.step}: {problem or 'absent'}")
+        time.sleep(0.1)
 
 
 def _unfinished(scene: Scene, job: str) -> list[str]:

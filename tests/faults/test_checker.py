@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import AttemptSeen, CheckpointSeen, JobSeen, Observation, check
+from tests.faults.checker import (
+    ENDLESS,
+    AttemptSeen,
+    CheckpointSeen,
+    JobSeen,
+    Observation,
+    Overlap,
+    check,
+)
 
 EVENTS = (
     (1, "queued", "PENDING", 0),
@@ -48,6 +56,15 @@ PLANTED: dict[str, tuple[Observation, str]] = {
         with_second(logged=(5, 7, 8), stored=(5, 7, 8)),
         "trainer missed or doubled a step",
     ),
+    "a step that no checkpoint tells of": (
+        with_job(
+            attempts=(
+                replace(FIRST, stored=(1, 2, 3), stored_before=(1, 2, 3)),
+                replace(SECOND, stored=(6, 7, 8), logged=(6, 7, 8), resume_step=4),
+            )
+        ),
+        "step missing over all attempts",
+    ),
     "whole attempt not stored": (with_second(stored=()), "step missing over all attempts"),
     "two terminal events": (
         with_job(events=(*EVENTS, (8, "failed", "FAILED", 2))),
@@ -69,7 +86,36 @@ PLANTED: dict[str, tuple[Observation, str]] = {
         "wrong ending",
     ),
     "cancel forgotten": (with_job(cancel_accepted=True), "wrong ending"),
-    "two trees": (replace(GOOD, overlaps=(("job", (1, 2)),)), "two attempts alive at once"),
+    "two trees": (
+        replace(GOOD, overlaps=(Overlap("job", (1, 2), 0.0),)),
+        "two attempts alive at once",
+    ),
+    "two hosts for longer than a tick": (
+        replace(GOOD, overlaps=(Overlap("job", (1, 2), 2.5, across=True),)),
+        "two attempts alive at once",
+    ),
+    "a frozen host's writes count": (
+        with_job(attempts=(replace(FIRST, stored_before=(1, 2, 3, 4)), SECOND)),
+        "stale write stored",
+    ),
+    "a process outlives its job": (
+        with_job(finished_at=100.0, attempts=(FIRST, replace(SECOND, last_alive=100.1))),
+        "process alive after the job's end",
+    ),
+    "a cancelled job trains on": (
+        with_job(
+            cancel_accepted=True,
+            reason="cancel_too_late",
+            cancelled_at=100.0,
+            attempts=(FIRST, replace(SECOND, last_line=161.0)),
+        ),
+        "trains on after its cancel",
+    ),
+    "a job without end completes": (with_job(max_steps=ENDLESS), "wrong ending"),
+    "a cut save was listed for a while": (
+        replace(GOOD, never_complete=("job step 6",)),
+        "checkpoint listed too early",
+    ),
     "orphan": (replace(GOOD, orphans=("17 trainer",)), "orphan process"),
     "held lock": (replace(GOOD, held_locks=("slot-0",)), "lock held"),
     "outbox": (replace(GOOD, unpublished=1), "outbox not empty"),
@@ -102,6 +148,16 @@ def test_a_sound_run_has_no_violation() -> None:
 
 def test_a_cancel_that_came_too_late_is_no_violation() -> None:
     assert check(with_job(cancel_accepted=True, reason="cancel_too_late")) == []
+
+
+def test_two_hosts_may_overlap_by_one_tick_after_a_pause() -> None:
+    assert check(replace(GOOD, overlaps=(Overlap("job", (1, 2), 1.9, across=True),))) == []
+
+
+def test_what_a_frozen_host_wrote_and_nobody_stored_is_no_violation() -> None:
+    """Not even where the next attempt builds on a checkpoint that it left on a shared folder."""
+    first = replace(FIRST, stored=(1, 2, 3), stored_before=(1, 2, 3))
+    assert check(with_job(attempts=(first, SECOND))) == []
 
 
 @pytest.mark.parametrize("planted", PLANTED)
