@@ -163,6 +163,15 @@ def _note_attempt(session: Session, event: JobEventBase) -> None:
         row.final_seq = row.final_seq or dict(state.final_seq)
 
 
+def _is_same_folder(session: Session, row: CheckpointRow, host: str, path: str) -> bool:
+    """Tell whether a host speaks of the listed folder: hosts may have folders of one name, or share one."""
+    if row.host == host:
+        return True
+    known = session.get(HostRow, host)
+    shared = (known.inventory or {}).get("shared_paths", ()) if known is not None else ()
+    return row.path == path and any(path.startswith(f"{root.rstrip('/')}/") for root in shared)
+
+
 def _note_checkpoint(
     session: Session, subject: RunSubject, fact: RunCheckpoint, at: datetime
 ) -> None:
@@ -170,7 +179,7 @@ def _note_checkpoint(
     if row is not None and row.attempt > subject.attempt:
         return
     if fact.deleted:
-        if row is not None:
+        if row is not None and _is_same_folder(session, row, subject.host, fact.path):
             row.deleted, row.best = True, False
         return
     values: dict[str, Any] = {

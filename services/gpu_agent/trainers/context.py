@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from services.gpu_agent.checkpoint_store import Checkpoint
+from services.gpu_agent.checkpoint_store import Checkpoint, folder_name
 from shared.log import redact
 from shared.runs import STOP_FILE, RunSpec, StopCause
 
@@ -187,7 +187,9 @@ class TrainContext:
 
     def checkpoint_deleted(self, step: int) -> None:
         """Record that retention removed a checkpoint."""
-        self.events.write({"t": time.time(), "type": "checkpoint_deleted", "step": step})
+        path = str(self.spec.checkpoint_dir / folder_name(step))
+        record = {"t": time.time(), "type": "checkpoint_deleted", "step": step, "path": path}
+        self.events.write(record)
 
     def sample(self, step: int, sample: Sample) -> None:
         """Record one completion of the model."""

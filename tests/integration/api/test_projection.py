@@ -7,12 +7,13 @@ import random
 import pytest
 from sqlmodel import select
 
-from services.api.db.tables import AttemptRow, HostRow, JobEventRow, JobRow
+from services.api.db.tables import AttemptRow, CheckpointRow, HostRow, JobEventRow, JobRow
 from services.api.projections.main import apply_main
 from shared.events.job import JOB_EVENTS, HostUpdated
-from shared.events.run import RunExited, RunFactBase, RunStarted
+from shared.events.run import RunCheckpoint, RunExited, RunFactBase, RunStarted
 from shared.jobs.lifecycle import Change, JobState
 from shared.jobs.reasons import Reason
+from shared.jobs.resources import HostInventory
 from shared.jobs.status import JobStatus
 from tests.integration.api.yard import ApiYard, now
 
@@ -88,6 +89,33 @@ async def test_a_zombie_is_fenced_and_a_late_truth_is_not(both: ApiYard) -> None
     await both.tell(uuid, started(), host="h2", attempt=2)
     await both.tell(uuid, exited(), host="h2", attempt=2)
     assert attempt(both, 2).outcome == "completed"
+
+
+def checkpoint(seq: int, step: int, root: str, *, deleted: bool = False) -> RunFactBase:
+    path = f"{root}/checkpoint-{step}"
+    return RunCheckpoint(seq=seq, t=1.0, step=step, path=path, deleted=deleted)
+
+
+async def test_a_folder_is_gone_only_where_it_was(both: ApiYard) -> None:
+    uuid = (await both.submit())["uuid"]
+    await both.say_host("h2", 1, online=True)
+    (host,) = both.rows(select(HostRow))
+    inventory = HostInventory.model_validate({**host.inventory, "shared_paths": ["/shared"]})
+    event = HostUpdated(
+        at=now(), host="h2", host_n=host.host_n + 1, label="b", online=True, drained=False,
+        inventory=inventory,
+    )  # fmt: skip
+    await both.apply("JOBS", "host.h2", event)
+    await both.say(Change.ASSIGNED, uuid, host="h1", attempt=1)
+    for seq, (step, root) in enumerate([(4, "/own"), (8, "/shared"), (12, "/own")], 1):
+        await both.tell(uuid, checkpoint(seq, step, root))
+    await both.say(Change.ASSIGNED, uuid, host="h2", attempt=2)
+    for seq, (step, root) in enumerate([(4, "/own"), (8, "/shared")], 1):
+        await both.tell(uuid, checkpoint(seq, step, root, deleted=True), host="h2", attempt=2)
+    await both.say(Change.ASSIGNED, uuid, host="h1", attempt=3)
+    await both.tell(uuid, checkpoint(1, 12, "", deleted=True), host="h1", attempt=3)
+    found = {r.step: r.deleted for r in both.rows(select(CheckpointRow))}
+    assert found == {4: False, 8: True, 12: True}
 
 
 async def test_a_deleted_job_keeps_only_its_tombstone(both: ApiYard) -> None:
