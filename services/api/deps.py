@@ -10,7 +10,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from services.api.jobs.placement import KnownHost
-from services.api.language import language
+from shared.language import language
 from services.api.limits import PARSED
 from services.api.link import BusLink
 from services.api.monitoring.hub import Hub

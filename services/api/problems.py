@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from services.api.language import language
+from shared.language import language
 from services.api.validation import field_problems
 from shared.bus.port import BusError, BusUnavailable
 from shared.db import DatabaseBusy, DatabaseFull

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.reward import selfplay
 from services.reward.core.answers import Question, conclude, judge
@@ -61,7 +61,11 @@ class Engine:
         judges = self._judges
         if judges is None:
             return [_rules_only("judge") for _ in samples]
-        return list(await asyncio.gather(*(judges.judge(spec, s, context) for s in samples)))
+        return list(
+            await asyncio.gather(
+                *(_until(context, judges.judge(spec, s, context)) for s in samples)
+            )
+        )
 
     async def duel(
         self, spec: Judge, prompt: str, first: str, second: str, context: Context
@@ -69,7 +73,7 @@ class Engine:
         """Let a judge compare two completions."""
         if self._judges is None:
             return _rules_only("judge")
-        return await self._judges.duel(spec, prompt, first, second, context)
+        return await _until(context, self._judges.duel(spec, prompt, first, second, context))
 
     async def modelled(
         self, spec: RewardModel, samples: Sequence[Sample], context: Context
@@ -77,12 +81,19 @@ class Engine:
         """Score by a reward model."""
         if self._models is None:
             return [_rules_only("reward model") for _ in samples]
-        return await self._models.scores(spec, samples, context)
+        try:
+            async with asyncio.timeout_at(context.deadline):
+                return await self._models.scores(spec, samples, context)
+        except TimeoutError:
+            return [_late() for _ in samples]
 
     async def same(self, spec: MathVerify, gold: str, answer: str, context: Context) -> Verdict:
         """Decide one question for computer algebra."""
         try:
-            outcome = await self._symbolic.ask(Question(gold, answer), context.item_seconds)
+            async with asyncio.timeout_at(context.deadline):
+                outcome = await self._symbolic.ask(Question(gold, answer), context.item_seconds)
+        except TimeoutError:
+            return _late()
         except Unverified as problem:
             if problem.timeout:
                 return failed(
@@ -161,6 +172,19 @@ async def _rules(rule: Rule, samples: Sequence[Sample]) -> list[Verdict]:
         if place % SLICE == SLICE - 1:
             await asyncio.sleep(0)
     return verdicts
+
+
+async def _until(context: Context, work: Awaitable[Verdict]) -> Verdict:
+    """Await a verdict until the batch's deadline: what is late has none, and the others are not lost with it."""
+    try:
+        async with asyncio.timeout_at(context.deadline):
+            return await work
+    except TimeoutError:
+        return _late()
+
+
+def _late() -> Verdict:
+    return failed(ErrorCode.DEADLINE_EXCEEDED, "the request's timeout_s was over first")
 
 
 def _rules_only(what: str) -> Verdict:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from shared.rewards.base import Contract, Finite, Name
-from shared.specs.text import as_tuple
+from shared.specs.text import as_tuple, refuse
 
 Extract = Literal["boxed", "last_number", "json"]
 Compare = Literal["exact", "numeric", "fuzzy"]
@@ -53,7 +53,11 @@ class FormatCheck(Contract):
         needed = {"regex": "pattern", "json_schema": "json_schema", "tags": "tags"}
         field = needed.get(self.preset)
         if field is not None and getattr(self, field) is None:
-            raise ValueError(f"preset {self.preset} needs {field}")
+            raise refuse(
+                "invalid",
+                f"preset {self.preset} needs {field}",
+                f"preset {self.preset} 需要 {field}",
+            )
         return self
 
 
@@ -100,7 +104,7 @@ class Length(_Rule):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max is not None and self.max < self.min:
-            raise ValueError("max is below min")
+            raise refuse("invalid", "max is below min", "max 小于 min")
         return self
 
 
@@ -164,7 +168,7 @@ class RuleBased(Contract):
     def _sound(self) -> Self:
         names = [rule.name for rule in self.rules]
         if len(set(names)) != len(names):
-            raise ValueError("two rules have the same name")
+            raise refuse("invalid", "two rules have the same name", "有两条规则重名")
         if self.max < self.min:
-            raise ValueError("max is below min")
+            raise refuse("invalid", "max is below min", "max 小于 min")
         return self

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from shared.rewards.base import Contract, Finite, Name
 from shared.rewards.rule_specs import Compare, Extract, FormatCheck, Key, MathVerify, RuleBased
-from shared.specs.text import as_tuple
+from shared.specs.text import as_tuple, refuse
 
 DEPTH: Final = 3
 """Composites may be nested this deep."""
@@ -35,7 +35,9 @@ class Judge(Contract):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.scale[0] >= self.scale[1]:
-            raise ValueError("scale needs a lower end below its upper end")
+            raise refuse(
+                "invalid", "scale needs a lower end below its upper end", "scale 的下限须小于上限"
+            )
         return self
 
 
@@ -58,9 +60,15 @@ class RewardModel(Contract):
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         if self.backend == "transformers" and self.model_path is None:
-            raise ValueError("backend transformers needs model_path")
+            raise refuse(
+                "invalid",
+                "backend transformers needs model_path",
+                "backend 为 transformers 时需要 model_path",
+            )
         if self.backend == "http" and self.provider is None:
-            raise ValueError("backend http needs provider")
+            raise refuse(
+                "invalid", "backend http needs provider", "backend 为 http 时需要 provider"
+            )
         return self
 
 
@@ -81,7 +89,11 @@ class SelfPlay(Contract):
     @model_validator(mode="after")
     def _decided(self) -> Self:
         if self.mode == "pairwise" and self.by != "scores" and getattr(self, self.by) is None:
-            raise ValueError(f"duels by {self.by} need {self.by}")
+            raise refuse(
+                "invalid",
+                f"duels by {self.by} need {self.by}",
+                f"由 {self.by} 评判时需要 {self.by}",
+            )
         return self
 
 
@@ -112,11 +124,13 @@ class Composite(Contract):
     def _sound(self) -> Self:
         names = [child.name for child in self.children]
         if len(set(names)) != len(names):
-            raise ValueError("two children have the same name")
+            raise refuse("invalid", "two children have the same name", "有两个分量重名")
         if depth(self) > DEPTH:
-            raise ValueError(f"composites are nested deeper than {DEPTH}")
+            raise refuse(
+                "invalid", f"composites are nested deeper than {DEPTH}", f"组合嵌套超过 {DEPTH} 层"
+            )
         if self.combine == "weighted_mean" and sum(abs(c.weight) for c in self.children) == 0:
-            raise ValueError("all weights are 0")
+            raise refuse("invalid", "all weights are 0", "所有权重均为 0")
         return self
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.api.jobs.cursor import Cursor, read_cursor, write_cursor
 from services.api.jobs.filter_grammar import parse_filter
 from services.api.jobs.where import where
-from services.api.language import language
+from shared.language import language
 from services.api.strict_json import parse
 from shared.errors import TrainyardError
 

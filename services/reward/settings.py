@@ -1,0 +1,35 @@
+"""Settings of the reward service (environment prefix TRAINYARD_, those of PRODUCT section 10 included)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shared.settings import Settings
+
+
+class RewardSettings(Settings):
+    """Read once in main; everything else gets it passed in."""
+
+    reward_host: str = "127.0.0.1"
+    """Address that the service binds; anything but loopback needs TRAINYARD_API_TOKEN."""
+    reward_rules_only: bool = False
+    """Beside a trainer: rules, no judges, no database, no broker."""
+    reward_verifiers: int = Field(default=1, ge=1, le=64)
+    """Processes for computer algebra."""
+    reward_item_seconds: float = Field(default=5.0, gt=0, le=600)
+    """The most work for one item of a rule, in seconds."""
+    reward_queue: int = Field(default=20_000, ge=1)
+    """Items that may wait and run at the same time; beyond them a request is answered with 429."""
+    allowed_hosts: str = ""
+    """Comma-separated names by which this service may be reached, such as `reward`."""
+
+    @property
+    def reward_is_loopback(self) -> bool:
+        """Tell whether only this machine can reach the service."""
+        return self.reward_host in {"127.0.0.1", "localhost", "::1"}
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """Return the names that a Host header may bear; addresses are always allowed."""
+        named = {n.strip().lower() for n in self.allowed_hosts.split(",") if n.strip()}
+        return frozenset({"localhost", "reward", *named})
