@@ -10,7 +10,6 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from services.api.jobs.placement import KnownHost
-from shared.language import language
 from services.api.limits import PARSED
 from services.api.link import BusLink
 from services.api.monitoring.hub import Hub
@@ -22,6 +21,7 @@ from shared.clock import Clock
 from shared.db import Database
 from shared.errors import FieldProblem, invalid
 from shared.jobs.reasons import Lang
+from shared.language import language
 
 
 def _nothing() -> None:

@@ -11,12 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from shared.language import language
 from services.api.validation import field_problems
 from shared.bus.port import BusError, BusUnavailable
 from shared.db import DatabaseBusy, DatabaseFull
 from shared.errors import TrainyardError, invalid, unavailable
 from shared.jobs.reasons import Lang
+from shared.language import language
 
 MEDIA_TYPE = "application/problem+json"
 

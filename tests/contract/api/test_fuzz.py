@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from services.api.jobs.cursor import Cursor, read_cursor, write_cursor
 from services.api.jobs.filter_grammar import parse_filter
 from services.api.jobs.where import where
-from shared.language import language
 from services.api.strict_json import parse
 from shared.errors import TrainyardError
+from shared.language import language
 
 KEY = b"k" * 32
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
