@@ -7,6 +7,7 @@ busy_timeout says), `synchronous` FULL or NORMAL per file. PostgreSQL: the same 
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pydantic_core import from_json
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
@@ -203,6 +205,7 @@ def _engine(url: str, synchronous: str, schema: str | None, pool: int) -> Engine
         engine = create_engine(
             url,
             pool_size=pool,
+            json_deserializer=_json,
             connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
         )
 
@@ -231,7 +234,22 @@ def _engine(url: str, synchronous: str, schema: str | None, pool: int) -> Engine
     options = f"-c lock_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}"
     if schema:
         options += f" -c search_path={schema}"
-    return create_engine(url, pool_size=pool, pool_pre_ping=True, connect_args={"options": options})
+    return create_engine(
+        url,
+        pool_size=pool,
+        pool_pre_ping=True,
+        json_deserializer=_json,
+        connect_args={"options": options},
+    )
+
+
+def _json(text: str) -> Any:
+    """Read a stored JSON value some times faster than the standard library, NaN and infinity included."""
+    try:
+        return from_json(text)
+    except ValueError:
+        # A lone surrogate, which json.dumps writes and only json.loads reads.
+        return json.loads(text)
 
 
 def migrate(database: Database, script_location: Path) -> None:

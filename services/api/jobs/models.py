@@ -10,16 +10,25 @@ from sqlmodel import Field
 
 from services.api.db.types import JsonType, MainTable, UtcTime
 
+LIST_INDEXES = {
+    "ix_job_created_at": ("created_at", "uuid", "deleted_at"),
+    "ix_job_status": ("status", "created_at", "uuid", "deleted_at"),
+    "ix_job_algorithm": ("algorithm", "created_at", "uuid", "status", "deleted_at"),
+    "ix_job_name": ("name", "uuid", "deleted_at"),
+    "ix_job_priority": ("priority", "uuid", "deleted_at"),
+    "ix_job_started_at": ("started_at", "uuid", "deleted_at"),
+    "ix_job_finished_at": ("finished_at", "uuid", "deleted_at"),
+}
+
 
 class JobRow(MainTable, table=True):
     """One job. `config` and `req_n` are the user's (truth); `state` and the columns below it are the scheduler's (copy)."""
 
     __tablename__ = "job"
     __table_args__ = (
-        Index("ix_job_created_at_uuid", "created_at", "uuid"),
-        Index("ix_job_status_created_at", "status", "created_at"),
-        # Counts by status are read from this alone; a row with its configuration is large.
-        Index("ix_job_deleted_at_status", "deleted_at", "status"),
+        # Every list leaves deleted jobs out and reads these alone until it knows its page: a row with its
+        # configuration is large. `deleted_at` comes last, or SQLite searches by it and sorts everything.
+        *(Index(name, *columns) for name, columns in LIST_INDEXES.items()),
         Index("uq_job_idempotency_key", "idempotency_key", unique=True),
     )
 

@@ -1,0 +1,64 @@
+"""How SQLite answers job lists: in the order of an index, never by sorting or reading every row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlmodel import Session
+
+from services.api.jobs.cursor import Cursor
+from services.api.jobs.repository import Selection, list_jobs
+from tests.integration.api.yard import ApiYard
+
+pytestmark = [pytest.mark.integration]
+AFTER = "2026-11-22T00:00:00+00:00"
+
+
+def plans(yard: ApiYard, selection: Selection, after: Cursor | None) -> list[str]:
+    """The plan of each statement about jobs that one list asks, a line a step."""
+
+    def work(session: Session) -> list[str]:
+        connection = session.connection()
+        asked: list[tuple[str, Any]] = []
+        note = lambda *a: asked.append((a[2], a[3]))  # noqa: E731
+        event.listen(connection, "before_cursor_execute", note)
+        list_jobs(session, selection, after)
+        event.remove(connection, "before_cursor_execute", note)
+        found = []
+        for statement, parameters in asked:
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            found.append("\n".join(row[3] for row in rows))
+        return found
+
+    return yard.main.read_now(work)
+
+
+@pytest.mark.parametrize(
+    ("selection", "value"),
+    [
+        (Selection(), AFTER),
+        (Selection(descending=False), AFTER),
+        (Selection(sort="name"), "first"),
+        (Selection(sort="priority"), 50),
+        (Selection(status="RUNNING"), AFTER),
+        (Selection(algorithm="sft"), AFTER),
+    ],
+)
+@pytest.mark.parametrize("deep", [False, True])
+async def test_a_list_reads_its_page_in_the_order_of_an_index(
+    yard: ApiYard, selection: Selection, value: str | int, deep: bool
+) -> None:
+    after = Cursor(selection.order, value, "0" * 36, selection.digest) if deep else None
+    counts, page, rows = plans(yard, selection, after)
+    assert "COVERING INDEX" in counts
+    assert "TEMP B-TREE" not in page
+    assert "COVERING INDEX" in page
+    assert page.startswith("SEARCH" if deep or selection.status or selection.algorithm else "SCAN")
+    assert rows.startswith("SEARCH job USING INDEX sqlite_autoindex_job_1 (uuid=?)")
+
+
+@pytest.mark.parametrize("sort", ["status", "algorithm", "started_at", "finished_at"])
+async def test_other_sorts_read_only_an_index(yard: ApiYard, sort: str) -> None:
+    assert "COVERING INDEX" in plans(yard, Selection(sort=sort), None)[1]
