@@ -11,7 +11,7 @@ from sqlmodel import Session
 from services.scheduler import leader, store
 from services.scheduler.core.decisions import Counted, Decision, DesiredSet, HostSaved, Published
 from services.scheduler.core.inputs import Input, Place, mentioned, names
-from services.scheduler.core.state import ClusterState, Limits, Moment
+from services.scheduler.core.state import ClusterState, Limits, Moment, may_place
 from services.scheduler.core.step import adopt, evict, references, steps
 from services.scheduler.leader import Leadership
 from services.scheduler.store import Position
@@ -74,6 +74,7 @@ class Desk:
         Raises LeadershipLost, DatabaseBusy or DatabaseFull; then nothing changed, here nor there.
         """
         async with self._lock:
+            before = self.state
             known = await self._with_named_jobs(inputs)
             state, decisions = _steps(known, inputs, self.now())
             lasting = [d for d in decisions if not isinstance(d, Counted)]
@@ -82,7 +83,9 @@ class Desk:
                 await self._database.write(lambda s: self._store(s, lasting, position, traces))
                 self._crash("after_commit")
             self.state = state
-        self._note(decisions, inputs)
+        self._note(decisions)
+        if not any(isinstance(one, Place) for one in inputs) and may_place(before, state):
+            self.stirred.set()
         return decisions
 
     async def save_seen(self) -> None:
@@ -129,15 +132,13 @@ class Desk:
             wanted |= {ref for job in found for ref in references(job)}
         return state
 
-    def _note(self, decisions: Sequence[Decision], inputs: Sequence[Input]) -> None:
+    def _note(self, decisions: Sequence[Decision]) -> None:
         for one in decisions:
             if isinstance(one, Counted):
                 self.counters[one.name] += 1
                 log.info(one.name, **one.detail)
         if any(isinstance(d, Published | DesiredSet | HostSaved) for d in decisions):
             self.decided.set()
-        if any(not isinstance(one, Place) for one in inputs):
-            self.stirred.set()
 
 
 def _steps(

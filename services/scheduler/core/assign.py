@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from heapq import nsmallest
 
@@ -9,9 +10,10 @@ from services.scheduler.core import words
 from services.scheduler.core.decisions import DesiredSet
 from services.scheduler.core.draft import Draft
 from services.scheduler.core.inputs import Place
+from services.scheduler.core.order import Rank
 from services.scheduler.core.place import schedule
 from services.scheduler.core.readiness import Doom, needs
-from services.scheduler.core.state import Assignment, Host, Job, Plan, Run
+from services.scheduler.core.state import Assignment, ClusterState, Host, Job, Plan, Run
 from services.scheduler.core.words import Why
 from shared.jobs.lifecycle import Change
 from shared.jobs.reasons import Reason
@@ -98,24 +100,42 @@ def _tell(draft: Draft, plan: Plan, refresh: int) -> None:
     When GPUs come and go the numbers change for every job that waits; ten thousand events a second would
     tell nobody more than the first few.
     """
-    if not refresh and not draft.before.untold:
+    untold = draft.before.untold
+    if not refresh and not untold:
         return
-    for job_id in sorted(draft.before.untold & plan.waiting.keys()):
-        job = draft.job(job_id)
-        if job is not None and job.waits:
-            _say(draft, job, plan.waiting[job_id])
+    found: list[tuple[Rank, Why]] = []
+    if untold:
+        waiting = _waiting(draft.before.jobs, plan)
+        found += sorted(
+            ((r, why) for why, ranks in waiting for r in ranks if r[-1] in untold), key=_job
+        )
     if refresh:
-        stale = (job for job in draft.before.jobs.values() if _is_stale(job, plan))
-        for job in nsmallest(refresh, stale, key=lambda job: job.rank):
-            if job.id not in draft.before.untold:
-                _say(draft, job, plan.waiting[job.id])
+        found += nsmallest(refresh, _stale(draft.before, plan, refresh), key=lambda one: one[0])
+    for rank, why in found:
+        job = draft.job(rank[-1])
+        if job is not None and job.waits:
+            draft.change(job, Change.UPDATED, reason=why.reason, waiting_for=why.text)
 
 
-def _is_stale(job: Job, plan: Plan) -> bool:
-    why = plan.waiting.get(job.id)
-    told = job.state.waiting_for
-    return why is not None and (told is None or told.en != why.en)
+def _job(found: tuple[Rank, Why]) -> str:
+    return found[0][-1]
 
 
-def _say(draft: Draft, job: Job, why: Why) -> None:
-    draft.change(job, Change.UPDATED, reason=why.reason, waiting_for=why.text)
+def _stale(state: ClusterState, plan: Plan, limit: int) -> Iterator[tuple[Rank, Why]]:
+    """Yield jobs of which something else was said; of each group no more than can be renewed."""
+    for why, ranks in _waiting(state.jobs, plan):
+        left = limit
+        for rank in ranks:
+            told = state.jobs[rank[-1]].state.waiting_for
+            if (told is None or told.en != why.en) and rank[-1] not in state.untold:
+                yield rank, why
+                left -= 1
+                if left == 0:
+                    break
+
+
+def _waiting(jobs: Mapping[str, Job], plan: Plan) -> Iterator[tuple[Why, tuple[Rank, ...]]]:
+    """Yield the groups of waiting jobs with their reason, each in order; a table of all jobs would be long to make."""
+    for job_id, why in plan.unready.items():
+        yield why, (jobs[job_id].rank,)
+    yield from plan.blocked

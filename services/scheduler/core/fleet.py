@@ -259,8 +259,9 @@ class Fleet:
             self._labels = {}
             for host in self.hosts.values():
                 if not host.forgotten:
-                    for name in {host.id, host.label}:
-                        self._labels.setdefault(name, []).append(host.id)
+                    self._labels.setdefault(host.id, []).append(host.id)
+                    if host.label != host.id:
+                        self._labels.setdefault(host.label, []).append(host.id)
         return self._labels.get(pin, [])
 
 

@@ -245,6 +245,14 @@ class Host:
             total=len(self.working),
         )
 
+    @cached_property
+    def offer(self) -> tuple[object, ...]:
+        """Return all of a host that `schedule` looks at but for what only breaks ties, such as memory in use."""
+        paths = self.inventory.shared_paths if self.inventory else ()
+        free = tuple((g.index, g.uuid, g.name, g.memory_mib) for g in self.free)
+        working = tuple(g.uuid for g in self.working)
+        return (self.label, self.lost, self.shape, free, working, paths)
+
     def can_read(self, location: str) -> bool:
         """Tell whether a checkpoint at `location` lies on this host or on a folder it shares."""
         if not location.startswith("/"):
@@ -282,6 +290,16 @@ class ClusterState:
     """Requests that came before an earlier one of the same job."""
     next_order: int = 1
     limits: Limits = Limits()
+
+
+def may_place(before: ClusterState, after: ClusterState) -> bool:
+    """Tell whether `schedule` could decide otherwise now; most heartbeats change nothing that it looks at."""
+    if before.queue is not after.queue or len(before.hosts) != len(after.hosts):
+        return True
+    return any(
+        (old := before.hosts.get(host_id)) is not new and (old is None or old.offer != new.offer)
+        for host_id, new in after.hosts.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)
