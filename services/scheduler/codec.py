@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import TypeAdapter
 
 from services.scheduler.core.decisions import DesiredSet
 from services.scheduler.core.state import Checkpoint, Host, Job, Moment
-from services.scheduler.models import CheckpointRow, HostRow, JobRow
+from services.scheduler.models import CheckpointRow, HostRow
 from shared.events.calls import ControlEntry
 from shared.events.requests import JobRequest
 
@@ -37,14 +38,17 @@ def job_row(job: Job) -> dict[str, Any]:
     }
 
 
-def job_of(row: JobRow, checkpoints: Iterable[CheckpointRow]) -> Job:
-    """Return the job of its rows. A boot-clock second means nothing after a restart, so none is kept."""
-    data = json.loads(row.data)
-    if data.get("run"):
-        data["run"]["missing_since"] = None
-    data["state"] = json.loads(row.state)
-    data["checkpoints"] = [_checkpoint_fields(c) for c in checkpoints]
-    return _JOB.validate_json(json.dumps(data))
+def job_of(state: str, data: str, checkpoints: Iterable[CheckpointRow]) -> Job:
+    """Return the job of its row's texts and its checkpoints' rows.
+
+    The texts are joined and parsed once: after a restart this is done for every unfinished job before anything is
+    decided. A boot-clock second means nothing then, so none is kept.
+    """
+    there = json.dumps([_checkpoint_fields(c) for c in checkpoints])
+    job = _JOB.validate_json(f'{data[:-1]},"state":{state},"checkpoints":{there}}}')
+    if job.run is not None and job.run.missing_since is not None:
+        job = replace(job, run=replace(job.run, missing_since=None))
+    return job
 
 
 def checkpoint_row(job: str, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -56,7 +57,13 @@ class Desk:
     ) -> Desk:
         """Load the cluster."""
         now = Moment(clock.now(), clock.boot())
-        state = await database.read(lambda session: store.load(session, now, limits))
+        # The whole cluster stays in memory: looking for garbage in it, now and later, would only cost time.
+        gc.disable()
+        try:
+            state = await database.read(lambda session: store.load(session, now, limits))
+            gc.freeze()
+        finally:
+            gc.enable()
         return Desk(database, clock, lead, state, crash)
 
     def now(self) -> Moment:
