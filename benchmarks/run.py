@@ -18,7 +18,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import first_step, page, schedule, steps, submit  # noqa: E402
+from benchmarks import (  # noqa: E402
+    charts,
+    first_step,
+    fleet,
+    lists,
+    page,
+    schedule,
+    steps,
+    submit,
+)
 from benchmarks.row import Row  # noqa: E402
 
 Measure = Callable[[bool], list[Row]]
@@ -27,6 +36,9 @@ GROUPS: dict[str, Measure] = {
     "first_step": first_step.measure,
     "submit": submit.measure,
     "schedule": schedule.measure,
+    "fleet": fleet.measure,
+    "lists": lists.measure,
+    "charts": charts.measure,
 }
 """Name → what measures it, in the order of the page."""
 
