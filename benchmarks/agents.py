@@ -65,7 +65,7 @@ def inventory(host: str, moving: int, held_by: str | None) -> HostInventory:
         agent_version="0.1.0",
         python_version="3.11.7",
         packages={"torch": "2.13.0", "transformers": "5.0.0", "trl": "1.16.0"},
-        work_dir="/root/verl_jobs",
+        work_dir="~/verl_jobs",
     )
 
 
@@ -101,6 +101,7 @@ class Agent:
         self.counts = counts
         self.number = number
         self.beats = 0
+        self.heard: float | None = None
         self.instance = new_message_id()
         self.run: tuple[str, int] | None = None
         self.seq = 0
@@ -124,18 +125,21 @@ class Agent:
         moving = (self.beats * MOVING + self.number) % 100
         held = self.run[0] if self.run else None
         runs = (RunReport(job=self.run[0], attempt=self.run[1], alive=True),) if self.run else ()
+        began = time.perf_counter()
         message = Heartbeat(
             instance=self.instance,
             boot_id="boot",
             inventory=inventory(self.host, moving, held),
             runs=runs,
+            unanswered_seconds=began - (self.heard or began),
         )
-        began = time.perf_counter()
+        self.heard = self.heard or began
         try:
             await self.bus.request(f"hb.{self.host}", message, HeartbeatReply, timeout=DEADLINE)
         except BusError:
             self.counts.unanswered += 1
         else:
+            self.heard = began
             self.counts.answered += 1
             self.counts.seconds.append(time.perf_counter() - began)
 
