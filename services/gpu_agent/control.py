@@ -30,9 +30,6 @@ class ControlFollower:
         self.entries: dict[str, ControlEntry] = {}
         self.epoch: str | None = None
         """For which all of `entries` were written; None while that is not known."""
-        self.asked = 0
-        self.answered = 0
-        """Number of `read_anew` that the last whole read came after."""
 
     async def run(self, bus: Bus) -> None:
         """Follow for ever."""
@@ -43,10 +40,7 @@ class ControlFollower:
                 try:
                     if watch is None:
                         watch = await control.watch(f"{self._host}.", self._on_key)
-                    asked = self.asked
-                    found = await control.entries(f"{self._host}.")
-                    self.answered = asked
-                    self.replace(found)
+                    self.replace(await control.entries(f"{self._host}."))
                     pause = READ_SECONDS
                 except BusError as error:
                     logger("control").info("not_read", error=f"{type(error).__name__}: {error}")
@@ -63,16 +57,6 @@ class ControlFollower:
     def read_soon(self) -> None:
         """Read everything again now."""
         self._again.set()
-
-    def read_anew(self) -> None:
-        """Trust what was read until now no longer for a start: the scheduler may have given runs away meanwhile."""
-        self.asked += 1
-        self.read_soon()
-
-    @property
-    def is_fresh(self) -> bool:
-        """Tell whether everything was read since the last `read_anew`."""
-        return self.answered == self.asked
 
     async def _on_key(self, key: str, value: bytes | None) -> None:
         if key == control_epoch_key(self._host):

@@ -29,7 +29,6 @@ from services.gpu_agent.zygote_client import COMMAND, ZygoteClient
 from shared.bus.jetstream import Bus
 from shared.bus.port import BusConfig, BusError, PermissionDenied
 from shared.clock import Clock, SystemClock
-from shared.events.calls import ControlEntry
 from shared.log import logger
 from shared.runs import write_atomic_json
 from shared.settings import PROJECT_ROOT
@@ -97,22 +96,21 @@ class Agent:
             reports=self.runner.reports,
             changed=self._changed,
         )
-        self.heartbeat.lease_began = self.control.read_anew
-        self.runner.may_start = self._may_start
+        self.runner.may_start = self.heartbeat.may_start
         self._commands = Commands(host, self.files, settings.roots, PROJECT_ROOT)
         self._sampler = Sampler(inventory, lambda: self.runner.alive, options.sample_seconds)
 
     def _commanded(self) -> None:
-        """Follow what is wanted; a drained host asks first, for new work may mean that it is no longer drained."""
-        if self.heartbeat.standing.drained:
-            self.heartbeat.beat_soon()
-        else:
-            self._changed()
+        """Follow what is wanted, and ask the scheduler where it must speak first.
 
-    def _may_start(self, entry: ControlEntry) -> bool:
-        """Tell whether the lease runs and `entry` was read under it."""
-        relaxed = entry.disconnect_policy != "stop_and_requeue"
-        return self.heartbeat.may_start(entry) and (relaxed or self.control.is_fresh)
+        New work may mean that a drained host is no longer drained, and some may start only once a lease names it.
+        """
+        drained = self.heartbeat.standing.drained
+        wanted = [e for e in self.control.entries.values() if e.desired == "run"]
+        if drained or not all(map(self.heartbeat.may_start, wanted)):
+            self.heartbeat.beat_soon()
+        if not drained:
+            self._changed()
 
     def _changed(self) -> None:
         """Let the runner see what the scheduler said last."""

@@ -36,6 +36,8 @@ class Standing:
     """Boot time since when the scheduler says that another agent has this id."""
     leased_until: float = 0.0
     """Boot time at which the lease of the last answer is over."""
+    held: set[tuple[str, int]] | None = None
+    """(job, attempt) that are this host's under that lease; None where the scheduler does not say."""
 
 
 @dataclass
@@ -51,8 +53,6 @@ class HeartbeatLoop:
     reports: Callable[[], tuple[RunReport, ...]]
     changed: Callable[[], None]
     """Called after each answer."""
-    lease_began: Callable[[], None] = lambda: None
-    """Called when a lease is granted while none was running."""
     standing: Standing = field(default_factory=Standing)
     heard: float | None = None
     """Boot time at which the last answered heartbeat was sent, or the first one while none was answered."""
@@ -116,8 +116,7 @@ class HeartbeatLoop:
         else:
             standing.refused_since = None
             standing.forgotten = False
-            if self.clock.boot() >= standing.leased_until:
-                self.lease_began()
+            standing.held = None if reply.held is None else {(h.job, h.attempt) for h in reply.held}
             standing.leased_until = sent + reply.lease_seconds * DRIFT
             self._write_lease(sent, reply.lease_seconds)
         standing.drained = reply.drained
@@ -139,10 +138,13 @@ class HeartbeatLoop:
     def may_start(self, entry: ControlEntry) -> bool:
         """Tell whether the scheduler cannot have given this attempt up already.
 
-        With `stop_and_requeue` it counts from the last lease, so nothing starts once that is over, whatever `ctl` says.
+        With `stop_and_requeue` the lease must run and name the attempt: `ctl` may be older than the scheduler's books.
         """
-        leased = self.clock.boot() < self.standing.leased_until
-        return leased or entry.disconnect_policy != "stop_and_requeue"
+        if entry.disconnect_policy != "stop_and_requeue":
+            return True
+        held = self.standing.held
+        named = held is None or (entry.job, entry.attempt) in held
+        return named and self.clock.boot() < self.standing.leased_until
 
     def _write_lease(self, sent: float, seconds: float) -> None:
         """For the shims, counted from when the request left. Not fsynced: after a power cut no shim is there to read it."""

@@ -63,7 +63,7 @@ class Launcher:
         self._children: set[int] = set()
 
     def write_launch(self, files: AttemptFiles, spec: RunSpec, entry: ControlEntry) -> None:
-        """Write `launch.json`. Raises OSError."""
+        """Write `launch.json`, with the lease that the start is made under. Raises OSError."""
         job = self._host.job(spec.job)
         write_atomic_json(
             files.launch,
@@ -78,6 +78,7 @@ class Launcher:
                 "stop_after": entry.stop_after_seconds,
                 "grace": min(entry.grace_seconds, entry.kill_grace_seconds),
                 "lease": str(self._host.lease),
+                "leased": shim.read_json(str(self._host.lease)),
             },
         )
 

@@ -40,6 +40,10 @@ KILL_SECONDS = 10.0
 _TAIL_BYTES = 64 * 1024
 
 
+class Begun(RuntimeError):
+    """A shim has begun the attempt that was to be closed as never started."""
+
+
 @dataclass
 class Run:
     """See the module; made by the runner."""
@@ -237,7 +241,9 @@ class Run:
     def end(
         self, ending: Ending, ends: dict[str, Position] | None = None, *, leftovers: int = 0
     ) -> RunExited:
-        """Write `exited`; without `ends` for a run that never started."""
+        """Write `exited`; without `ends` for a run that never started. Raises Begun where it did."""
+        if ends is None:
+            self.bar()
         ends = self.spool.find_ends() if ends is None else ends
         last_seq = {kind: p.seq for kind, p in ends.items()}
         last_seq["run"] = self.spool.facts.last_seq + 1
@@ -269,6 +275,11 @@ class Run:
         )
         assert isinstance(written, RunExited)
         return written
+
+    def bar(self) -> None:
+        """Make sure that no shim that is late begins this attempt. Raises Begun where one has."""
+        if not shim.claim(str(self.files.root), "agent"):
+            raise Begun
 
     async def _leftovers(self) -> set[ProcessRef]:
         """Return processes of this run that nothing could end; usually none."""

@@ -25,7 +25,7 @@ from services.gpu_agent.core.reconcile import (
 from services.gpu_agent.facts import RunCollected
 from services.gpu_agent.layout import HostFiles
 from services.gpu_agent.relay import Relay
-from services.gpu_agent.run import Run
+from services.gpu_agent.run import Begun, Run
 from services.gpu_agent.spool import AttemptSpool
 from services.gpu_agent.starting import Starter, refuse
 from shared.clock import Clock
@@ -140,6 +140,17 @@ class Runner:
         self.wake()
 
     async def _do(self, action: Action) -> None:
+        try:
+            await self._act(action)
+        except Begun:
+            entry = action.entry if isinstance(action, Start | Refuse | Collect) else action
+            run = self.runs[entry.job, entry.attempt]
+            logger("runner").warning("begun_late", job=run.job, attempt=run.attempt)
+            run.phase = Phase.ALIVE
+            self._watch(run)
+        self._relay.wake()
+
+    async def _act(self, action: Action) -> None:
         match action:
             case Start(entry):
                 await self._start(entry)
@@ -153,7 +164,6 @@ class Runner:
                 refuse(run, Reason.HOST_DRAINED, text.en, text.zh)
             case Collect(entry):
                 await self._collect(entry)
-        self._relay.wake()
 
     async def _start(self, entry: ControlEntry) -> None:
         run = self._new(entry.job, entry.attempt, entry)

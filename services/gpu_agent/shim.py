@@ -46,8 +46,7 @@ def take_locks(paths: Iterable[str], holder: str) -> list[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    os.close(fd)
-                    for other in taken:
+                    for other in (*taken, fd):
                         os.close(other)
                     raise Locked(path) from None
                 time.sleep(0.01)
@@ -128,14 +127,23 @@ def trainer_env(launch: dict[str, Any]) -> dict[str, str]:
     return kept
 
 
+def claim(attempt_dir: str, who: str) -> bool:
+    """Decide once between a shim that begins and an agent that gives up: a link is made whole, or not at all."""
+    path = os.path.join(attempt_dir, "claim")  # noqa: PTH118
+    with contextlib.suppress(FileExistsError):
+        os.symlink(who, path)  # noqa: PTH211
+    return os.readlink(path) == who  # noqa: PTH115
+
+
 def begin(attempt_dir: str, launch: dict[str, Any]) -> list[int]:
     """Take the locks and mark the attempt as used; return the descriptors.
 
-    Raises Locked, or FileExistsError when the attempt was used before.
+    Raises Locked, or FileExistsError when the attempt was used before or the agent has given it up.
     """
     locks = take_locks(launch["locks"], launch["holder"])
     used = os.path.join(attempt_dir, "pid.json")  # noqa: PTH118
-    if any(os.path.exists(os.path.join(attempt_dir, n)) for n in ("pid.json", "exit.json")):  # noqa: PTH110, PTH118
+    before = any(os.path.exists(os.path.join(attempt_dir, n)) for n in ("pid.json", "exit.json"))  # noqa: PTH110, PTH118
+    if before or not claim(attempt_dir, f"shim {os.getpid()}"):
         raise FileExistsError(used)
     write_json(used, {"shim": identity(os.getpid()), "trainer": None, "boot_id": boot_id()})
     return locks
@@ -159,9 +167,6 @@ def enter_trainer(launch: dict[str, Any], kept: Iterable[int]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
     log_to(launch["log"])
     close_all_but(kept)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
@@ -169,10 +174,13 @@ def enter_trainer(launch: dict[str, Any], kept: Iterable[int]) -> None:
 
 
 def log_to(path: str) -> None:
-    """Append standard output and error to the log."""
+    """Read nothing, and append standard output and error to the log."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    for stream in (1, 2):
+        os.dup2(log, stream)
     if log > 2:
         os.close(log)
 
@@ -226,9 +234,6 @@ def keep(attempt_dir: str, trainer: int, locks: Sequence[int], launch: dict[str,
     """Wait for the trainer, watch the lease, clear up, write `exit.json`. Returns the exit status."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
     log_to(launch["log"])
     close_all_but(locks)
     kills_before = oom_kills()
@@ -271,15 +276,11 @@ def wait_for(attempt_dir: str, trainer: int, launch: dict[str, Any]) -> tuple[in
 def reap(trainer: int) -> int | None:
     """Collect every child that has ended; return the trainer's wait status once it is among them."""
     found = None
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return found
-        if pid == 0:
-            return found
-        if pid == trainer:
-            found = status
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == trainer:
+                found = ended[1]
+    return found
 
 
 class LeaseWatch:
@@ -294,7 +295,8 @@ class LeaseWatch:
         self.after = launch["stop_after"] * 0.98  # clocks drift; stop before the scheduler requeues
         self.grace = launch["grace"]
         self.tick = LEASE_TICK if self.active else 60.0
-        lease = read_json(self.path) or {}
+        # not what the file says by now: the host may have been frozen between the agent's start and here
+        lease = launch.get("leased") or read_json(self.path) or {}
         self.renewed = lease["renewed"] if lease.get("boot_id") == boot_id() else now()
         self.lost, self.kill_at = False, 0.0
 

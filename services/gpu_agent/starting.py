@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from services.gpu_agent.hooks.context import HookContext, Refusal
 from services.gpu_agent.inventory import Inventory
 from services.gpu_agent.launcher import Launcher, NotStarted, Started
 from services.gpu_agent.layout import HostFiles
-from services.gpu_agent.run import Run
+from services.gpu_agent.run import Begun, Run
 from services.gpu_agent.secrets_client import SecretsUnavailable
 from services.gpu_agent.stocktaking import differences
 from shared.events.calls import ControlEntry
@@ -55,7 +56,10 @@ class Starter:
         self._checks = checks
 
     async def start(self, run: Run, entry: ControlEntry, still_wanted: Callable[[], bool]) -> None:
-        """Bring the attempt to life, or close it with the reason. Raises OSError when not even that can be written."""
+        """Bring the attempt to life, or close it with the reason.
+
+        Raises OSError when not even that can be written, and Begun when an earlier agent's shim has begun it.
+        """
         context = self._context(entry)
         refusal = await asyncio.to_thread(run_checks, context, self._checks)
         if refusal is not None:
@@ -63,19 +67,23 @@ class Starter:
             return
         spec = self._spec(context)
         write_atomic_json(run.files.spec, spec)
-        self._launcher.write_launch(run.files, spec, entry)
         _append_notes(run.job_files.log, context.notes)
         if not run.spool.facts.has(RunAccepted):
             run.spool.facts.append(RunAccepted(seq=0, t=time.time(), gpus=entry.gpus))
         for fact in await asyncio.to_thread(_corrections, context):
             run.spool.facts.append(fact)
         secrets = await self._secrets(run, entry)
-        if run.phase is Phase.ENDED or not still_wanted():
+        if run.phase is Phase.ENDED:
+            return
+        # the lease first: the shim counts from it, and it is no newer than the word that this is still wanted
+        self._launcher.write_launch(run.files, spec, entry)
+        if not still_wanted():
             return
         outcome = await self._launcher.start(run.files, secrets)
         if isinstance(outcome, NotStarted) and not run.is_alive():
-            self._not_started(run, outcome)
-            return
+            with contextlib.suppress(Begun):
+                self._not_started(run, outcome)
+                return
         self._started(run, outcome, context)
 
     def reap(self) -> None:
@@ -198,7 +206,8 @@ class Starter:
 
 
 def refuse(run: Run, reason: Reason, en: str, zh: str) -> None:
-    """Write `refused`, the last fact of an attempt that this host does not take."""
+    """Write `refused`, the last fact of an attempt that this host does not take. Raises Begun where it has begun."""
+    run.bar()
     run.spool.facts.append(
         RunRefused(seq=0, t=time.time(), reason=reason, message_en=en, message_zh=zh)
     )

@@ -72,6 +72,16 @@ def fence(session: Session, lead: Leadership, now: float) -> None:
         raise LeadershipLost(f"epoch {lead.epoch} has ended")
 
 
+def check(session: Session, lead: Leadership) -> None:
+    """Make sure that the lead is still this one. Raises LeadershipLost.
+
+    For an answer that changes no row: whoever leads after this gives every host its patience anew.
+    """
+    row = session.get(LeaderRow, 1)
+    if row is None or (row.epoch, row.holder) != (lead.epoch, lead.holder):
+        raise LeadershipLost(f"epoch {lead.epoch} has ended")
+
+
 def release(session: Session, lead: Leadership) -> None:
     """Let the next one in at once."""
     session.execute(

@@ -235,13 +235,18 @@ class Loop:
         await repeat(work, desk.decided, TICK_SECONDS)
 
     async def _serve(self, desk: Desk, relay: Relay, lead: Leadership) -> None:
-        """Answer heartbeats; one that could not be stored gets no answer, so its lease is not renewed."""
+        """Answer heartbeats; one that could not be stored gets no answer, so its lease is not renewed.
+
+        Nor does one that reached a leader which was frozen and deposed: its successor counts the host as silent.
+        """
 
         async def answer(subject: str, data: bytes) -> EventBase:
             beat = Beat(subject.partition(".")[2], Heartbeat.model_validate_json(data))
+            await self.database.read(lambda s: leader.check(s, lead))
             reply = leases.reply(desk.state, beat, desk.now(), relay.ctl_epoch, lead.epoch)
             await desk.commit([beat])
-            return reply
+            held = leases.held(desk.state, beat.host, desk.now()) if reply.ok else ()
+            return reply.model_copy(update={"held": held})
 
         served = await self.bus.serve("hb.*", answer)
         try:

@@ -35,6 +35,13 @@ class Heartbeat(EventBase):
     """
 
 
+class HeldRun(EventBase):
+    """An attempt that the scheduler counts as a host's."""
+
+    job: str
+    attempt: int
+
+
 class HeartbeatReply(EventBase):
     """Scheduler → agent: the lease, counted by the agent from when it sent the request."""
 
@@ -45,6 +52,8 @@ class HeartbeatReply(EventBase):
     """Epoch for which the scheduler has written all desired states."""
     drained: bool = False
     scheduler_epoch: int = 0
+    held: tuple[HeldRun, ...] | None = None
+    """Attempts that stay this host's as long as this lease runs; None from a scheduler that does not say so."""
 
 
 class AttemptCursor(EventBase):

@@ -14,7 +14,7 @@ from services.scheduler.core.draft import Draft
 from services.scheduler.core.endings import Ending, settle, stale_stopped, stop_stale
 from services.scheduler.core.inputs import Beat
 from services.scheduler.core.state import ClusterState, Host, Job, Moment, Phase
-from shared.events.calls import Heartbeat, HeartbeatReply, RunReport
+from shared.events.calls import Heartbeat, HeartbeatReply, HeldRun, RunReport
 from shared.jobs.lifecycle import Bilingual, Change
 from shared.jobs.reasons import Reason
 from shared.jobs.status import DisconnectPolicy, JobStatus
@@ -78,6 +78,25 @@ def reply(
         drained=host.drained if host else False,
         scheduler_epoch=epoch,
     )
+
+
+def held(state: ClusterState, host_id: str, now: Moment) -> tuple[HeldRun, ...]:
+    """Return the attempts that are a host's for as long as a lease that is granted now; call it after the heartbeat.
+
+    `ctl` may lag behind the books, so the host begins nothing that is to be requeued on silence before it is named here.
+    """
+    host, limits = state.hosts.get(host_id), state.limits
+    lease = limits.lease_ttl * (1 + limits.drift)
+    found = []
+    for job_id in sorted(host.runs) if host is not None else ():
+        job = state.jobs.get(job_id)
+        run = job.run if job is not None else None
+        if run is None:
+            continue
+        missing = 0.0 if run.missing_since is None else now.boot - run.missing_since
+        if missing + lease < limits.vanished_after:
+            found.append(HeldRun(job=job_id, attempt=run.attempt))
+    return tuple(found)
 
 
 def beat(draft: Draft, one: Beat) -> None:
@@ -146,8 +165,13 @@ def _watch(draft: Draft, job: Job, host: Host) -> None:
     rebooted = run.boot_id is not None and run.boot_id != host.boot_id
     if rebooted and now.boot - host.boot_seen > limits.reboot_grace:
         settle(draft, job, Ending("failed", Reason.HOST_REBOOTED))
-    elif run.missing_since is not None and now.boot - run.missing_since > limits.vanished_after:
+    elif _vanished(run.missing_since, host, limits.vanished_after):
         settle(draft, job, _NEVER_TAKEN if run.phase is Phase.ASSIGNED else _VANISHED)
+
+
+def _vanished(since: float | None, host: Host, after: float) -> bool:
+    """Tell whether the host's own heartbeats went on for so long without the run: its silence is another matter."""
+    return since is not None and host.seen is not None and host.seen.boot - since > after
 
 
 def _renewed(old: Host, heartbeat: Heartbeat, now: Moment, silent_after: float) -> Host:

@@ -35,6 +35,10 @@ class _Beats(HeartbeatLoop):
     """Writes the lease into the host's memory."""
 
     host_files: SimHost
+    soon: Callable[[], None]
+
+    def beat_soon(self) -> None:
+        self.soon()
 
     def _write_lease(self, sent: float, seconds: float) -> None:
         machine = self.host_files.machine
@@ -75,7 +79,7 @@ class SimAgent:
         self.confirmations = Confirmations(self.relay, self.clock)
         self.runner = SimRunner(self, self.relay)
         self.relay.on_facts_lost = self.runner.send_all_again
-        self.control = _Control(host.id, self._changed)
+        self.control = _Control(host.id, self._commanded)
         self.control.soon = lambda: self._soon("control", 0.01, self._read_control)
         self.beats = _Beats(
             host=host.id,
@@ -88,7 +92,7 @@ class SimAgent:
             changed=self._changed,
         )
         self.beats.host_files = host
-        self.beats.lease_began = self.control.read_anew
+        self.beats.soon = lambda: self._soon("beat", 0.01, self._beat_now)
         broker.watchers[host.id] = self._on_watch
         broker.reconnected[host.id] = self._reconnected
         self.note("started")
@@ -138,9 +142,17 @@ class SimAgent:
         self.after(seconds, go)
 
     def may_start(self, entry: ControlEntry) -> bool:
+        """See services.gpu_agent.heartbeat.HeartbeatLoop."""
+        return self.beats.may_start(entry)
+
+    def _commanded(self) -> None:
         """See services.gpu_agent.daemon.Agent."""
-        relaxed = entry.disconnect_policy != "stop_and_requeue"
-        return self.beats.may_start(entry) and (relaxed or self.control.is_fresh)
+        drained = self.beats.standing.drained
+        wanted = [e for e in self.control.entries.values() if e.desired == "run"]
+        if drained or not all(map(self.beats.may_start, wanted)):
+            self.beats.beat_soon()
+        if not drained:
+            self._changed()
 
     def _changed(self) -> None:
         standing = self.beats.standing
@@ -158,20 +170,26 @@ class SimAgent:
 
     def _beat(self) -> Thread:
         while True:
-            message = Heartbeat(
-                instance=self.beats.instance,
-                boot_id=self.host.machine.boot_id,
-                inventory=self._inventory(),
-                runs=self.runner.reports(),
-            )
-            sent = self.clock.boot()
-            answered: list[bool] = []
-            self._ask_scheduler(message, sent, answered)
-            yield BEAT_DEADLINE
-            if not answered:
-                self.beats.standing.answered = False
-                answered.append(False)  # what comes now comes too late
+            yield from self._beat_once()
             yield BEAT_SECONDS - BEAT_DEADLINE
+
+    def _beat_now(self) -> None:
+        self.spawn(self._beat_once(), self._changed)
+
+    def _beat_once(self) -> Thread:
+        message = Heartbeat(
+            instance=self.beats.instance,
+            boot_id=self.host.machine.boot_id,
+            inventory=self._inventory(),
+            runs=self.runner.reports(),
+        )
+        sent = self.clock.boot()
+        answered: list[bool] = []
+        self._ask_scheduler(message, sent, answered)
+        yield BEAT_DEADLINE
+        if not answered:
+            self.beats.standing.answered = False
+            answered.append(False)  # what comes now comes too late
 
     def _ask_scheduler(self, message: Heartbeat, sent: float, answered: list[bool]) -> None:
         scheduler, broker, host = self.scheduler, self.broker, self.host.id
@@ -221,7 +239,6 @@ class SimAgent:
         """Read everything, or try again soon."""
         try:
             found = self.broker.entries(self.host.id, f"{self.host.id}.")
-            self.control.answered = self.control.asked
             self.control.replace(found)
         except BusError:
             self.control.epoch = None

@@ -18,8 +18,8 @@ CLOSED = frozenset({"ended", "refused", "fenced"})
 ENDS = frozenset(
     {Change.REQUEUED, Change.PAUSED, Change.COMPLETED, Change.FAILED, Change.CANCELLED}
 )
-TICK = 2.0 / 0.98 + 0.4
-"""One tick of the lease watch on a slow clock, and what waking up and dying take."""
+TICK = 2.0 / 0.98 + 0.05
+"""Seconds: one tick of the lease watch on the slowest clock, and the milliseconds that waking up takes here."""
 Key = tuple[str, int]
 
 

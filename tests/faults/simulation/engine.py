@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,9 +33,14 @@ class Machine:
     booted_at: float = 0.0
     boots: int = 0
     frozen_since: float = 0.0
-    thawed_at: float = -1e9
+    sleeps: bool = False
+    """This time it is suspended: its timers stand still (CLOCK_MONOTONIC) while the boot clock goes on."""
+    lag: float = 0.0
+    """True seconds for which its timers have stood still so far."""
     offset: float = 100.0
-    deferred: list[tuple[Callable[[], None], Process]] = field(default_factory=list)
+    deferred: list[tuple[float, Callable[[], None], Process, float | None]] = field(
+        default_factory=list
+    )
 
     @property
     def boot_id(self) -> str:
@@ -59,28 +65,43 @@ class Engine:
     now: float = 0.0
     trace: list[tuple[float, str, str, tuple[object, ...]]] = field(default_factory=list)
     events: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+    """What happened at least once in this history, and how often."""
 
     def __post_init__(self) -> None:
         """Begin at zero."""
         self.rng = random.Random(self.seed)
-        self._heap: list[tuple[float, int, Callable[[], None], Process | None]] = []
+        self._heap: list[tuple[float, int, Callable[[], None], Process | None, float | None]] = []
         self._count = 0
+
+    def saw(self, what: str) -> None:
+        """Count that something rare happened."""
+        self.seen[what] += 1
 
     def note(self, who: str, what: str, *detail: object) -> None:
         """Remember a line of the trace; it is only made into text when something is wrong."""
         self.trace.append((self.now, who, what, detail))
 
-    def at(self, when: float, work: Callable[[], None], process: Process | None = None) -> None:
-        """Do `work` at true time `when`, unless `process` is dead by then."""
+    def at(
+        self,
+        when: float,
+        work: Callable[[], None],
+        process: Process | None = None,
+        lag: float | None = None,
+    ) -> None:
+        """Do `work` at true time `when`, unless `process` is dead by then; `lag`: the machine's when a timer was set."""
         self._count += 1
-        heapq.heappush(self._heap, (when, self._count, work, process))
+        heapq.heappush(self._heap, (when, self._count, work, process, lag))
 
     def after(
         self, seconds: float, work: Callable[[], None], process: Process | None = None
     ) -> None:
         """Do `work` when the clock of the process's machine has gone on by `seconds`."""
-        rate = process.machine.rate if process is not None else 1.0
-        self.at(self.now + seconds / rate, work, process)
+        if process is None:
+            self.at(self.now + seconds, work)
+        else:
+            machine = process.machine
+            self.at(self.now + seconds / machine.rate, work, process, machine.lag)
 
     def spawn(
         self, process: Process, thread: Thread, done: Callable[[], None] | None = None
@@ -101,13 +122,17 @@ class Engine:
     def run(self, until: float, stop: Callable[[], bool] | None = None) -> bool:
         """Let time pass up to `until`; tell whether `stop` said so earlier."""
         while self._heap and self._heap[0][0] <= until:
-            when, _, work, process = heapq.heappop(self._heap)
+            when, _, work, process, lag = heapq.heappop(self._heap)
             self.now = when
             if process is not None:
+                machine = process.machine
                 if not process.alive:
                     continue
-                if process.machine.frozen:
-                    process.machine.deferred.append((work, process))
+                if machine.frozen:
+                    machine.deferred.append((when, work, process, lag))
+                    continue
+                if lag is not None and lag < machine.lag:
+                    self.at(when + machine.lag - lag, work, process, machine.lag)
                     continue
             self.events += 1
             with contextlib.suppress(Crash):  # who dies has cleaned up already
@@ -127,15 +152,26 @@ class Engine:
         """Return the machine's wall clock: it drifts as well, for ever."""
         return WALL + timedelta(seconds=self.now * machine.rate)
 
+    def freeze(self, machine: Machine, *, sleeps: bool) -> None:
+        """Stop a whole machine; `sleeps`: like a closed laptop, else like processes that get no time."""
+        machine.frozen, machine.sleeps, machine.frozen_since = True, sleeps, self.now
+
     def thaw(self, machine: Machine) -> None:
-        """Let a frozen machine go on: whatever fell due or came meanwhile happens at once, in its order."""
+        """Let a frozen machine go on.
+
+        What came or fell due meanwhile happens at once, in its order; timers of a machine that slept have stood still.
+        """
         machine.frozen = False
-        machine.thawed_at = self.now
+        slept = self.now - machine.frozen_since if machine.sleeps else 0.0
+        machine.lag += slept
         deferred, machine.deferred = machine.deferred, []
-        when = self.now
-        for work, process in deferred:
-            when += self.rng.uniform(0.0, 0.005)
-            self.at(when, work, process)
+        soon = self.now
+        for when, work, process, lag in deferred:
+            if lag is not None and slept:
+                self.at(when + machine.lag - lag, work, process, machine.lag)
+            else:
+                soon += self.rng.uniform(0.0, 0.005)
+                self.at(soon, work, process, None if lag is None else machine.lag)
 
 
 def clock_of(engine: Engine, machine: Machine) -> VirtualClock:

@@ -131,17 +131,18 @@ class Faults:
         if host.machine.frozen or host.id in self.off:
             return
         self.world.checks.account()
-        host.machine.frozen = True
+        sleeps = self.rng.random() < 0.4
+        self.world.engine.freeze(host.machine, sleeps=sleeps)
         self.world.paused[host.id] = True
         seconds = self.length()
-        self.note("frozen", host.id, f"{seconds:.1f}")
+        self.note("asleep" if sleeps else "frozen", host.id, f"{seconds:.1f}")
         self.later(seconds, lambda: self.thaw(host.machine))
 
     def pause_control(self) -> None:
         """Freeze the scheduler's machine."""
         machine = self.world.scheduler.machine
         if not machine.frozen:
-            machine.frozen = True
+            self.world.engine.freeze(machine, sleeps=self.rng.random() < 0.4)
             seconds = min(self.length(), 60.0)
             self.note("frozen", machine.name, f"{seconds:.1f}")
             self.later(seconds, lambda: self.thaw(machine))

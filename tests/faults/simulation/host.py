@@ -55,9 +55,16 @@ class AttemptDir:
     boot_id: str | None = None
     """From pid.json; None while that is not there: the attempt was not used."""
     relay: dict[str, Any] = field(default_factory=dict)
+    claim: str | None = None
+    """Who has decided whether this attempt ever begins: `shim` or `agent`."""
     shim: Process | None = None
     trainer: Trainer | None = None
     shim_killed: bool = False
+
+    def claims(self, who: str) -> bool:
+        """See services.gpu_agent.shim.claim."""
+        self.claim = self.claim or who
+        return self.claim == who
 
     @property
     def holds_locks(self) -> bool:
@@ -78,6 +85,8 @@ class Trainer:
     deaf: bool = False
     code: int | None = None
     signal: int | None = None
+    watch: Any = None
+    """The shim's, once it looks."""
 
 
 @dataclass(eq=False)
@@ -97,6 +106,7 @@ class SimHost:
     lease: dict[str, Any] | None = None
     own: dict[str, set[int]] = field(default_factory=dict)
     trainers: list[Trainer] = field(default_factory=list)
+    shims: list[Process] = field(default_factory=list)
 
     # files and locks
 
@@ -122,19 +132,25 @@ class SimHost:
     def launch(self, files: AttemptDir, done: Callable[[str], None]) -> None:
         """Start a shim; `done` hears `ok`, `locked` or `used`."""
         process = Process(self.machine, f"shim-{files.job[-2:]}.{files.attempt}")
+        self.shims = [*(one for one in self.shims if one.alive), process]
         self.engine.spawn(process, self._shim(process, files, done))
 
     def _shim(self, process: Process, files: AttemptDir, done: Callable[[str], None]) -> Thread:
         launch = files.launch
         assert launch is not None
+        rng = self.engine.rng
+        yield rng.uniform(0.002, 0.05) if rng.random() < 0.9 else rng.uniform(0.5, 12.0)
         waited = 0.0
         while any(self.holder(lock) for lock in launch["locks"]):
             if waited > LOCK_PATIENCE:
+                process.alive = False
                 done("locked")
                 return
             yield 0.2
             waited += 0.2
-        if files.boot_id is not None or files.exit is not None:
+        used = files.boot_id is not None or files.exit is not None
+        if used or not files.claims(f"shim-{id(process)}"):
+            process.alive = False
             done("used")
             return
         files.shim = process
@@ -148,21 +164,26 @@ class SimHost:
     def _keep(self, files: AttemptDir, trainer: Trainer, launch: dict[str, Any]) -> Thread:
         """Watch the lease with the product's own code over this host's clock, files and signals."""
         watch, look = self._lease_watch(files, trainer, launch)
-        since = 0.0
-        while trainer.process.alive:
-            pause = min(0.5, watch.tick - since)
-            yield pause
-            since += pause
-            if since >= watch.tick - 1e-9:
-                since = 0.0
-                if trainer.process.alive:
-                    look(watch)
-        yield self.engine.rng.uniform(0.01, 0.3)
-        files.exit = ExitRecord(
-            exit_code=trainer.code, signal=trainer.signal, lease_lost=bool(watch.lost)
-        )
-        assert files.shim is not None
-        files.shim.alive = False
+        trainer.watch = watch
+        while trainer.process.alive and watch.active:
+            yield watch.tick
+            if trainer.process.alive:
+                look(watch)
+
+    def _reap(self, trainer: Trainer) -> None:
+        """The shim clears up and writes its last file; it hears of the end at once."""
+        files, shim = trainer.files, trainer.files.shim
+
+        def leave() -> None:
+            assert shim is not None
+            lost = trainer.watch is not None and trainer.watch.lost
+            files.exit = ExitRecord(
+                exit_code=trainer.code, signal=trainer.signal, lease_lost=bool(lost)
+            )
+            shim.alive = False
+
+        if shim is not None and shim.alive:
+            self.engine.after(self.engine.rng.uniform(0.01, 0.3), leave, shim)
 
     def _lease_watch(
         self, files: AttemptDir, trainer: Trainer, launch: dict[str, Any]
@@ -261,6 +282,7 @@ class SimHost:
         self.on_trainers(trainer, False)
         trainer.process.alive = False
         self.trainers.remove(trainer)
+        self._reap(trainer)
 
     def kill_shim(self, files: AttemptDir) -> None:
         """Kill a shim; its trainer goes on."""
@@ -272,8 +294,7 @@ class SimHost:
         """Kill everything on the machine."""
         for trainer in list(self.trainers):
             self.end_trainer(trainer, number=9)
-        for files in self.attempts.values():
-            if files.shim is not None:
-                files.shim.alive = False
+        for shim in self.shims:
+            shim.alive = False
         self.machine.deferred.clear()
         self.machine.frozen = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from tests.faults.simulation.agent import SimAgent
 
 NEVER = float("inf")
+START_SECONDS = 5.0
+"""A quarter of what the launcher waits for a shim's word."""
+
+
+class Begun(Exception):
+    """See services.gpu_agent.run."""
 
 
 class SimRun:
@@ -118,6 +125,8 @@ class SimRun:
 
     def end(self, ending: Ending, ends: dict[str, Position] | None = None) -> None:
         """Write `exited`; see services.gpu_agent.run.Run.end."""
+        if ends is None:
+            self.bar()
         ends = self.spool.find_ends() if ends is None else ends
         last_seq = {kind: p.seq for kind, p in ends.items()}
         last_seq["run"] = self.spool.facts.last_seq + 1
@@ -136,6 +145,11 @@ class SimRun:
         self.phase = Phase.ENDED
         self.agent.note("exited", self.job[-2:], self.attempt, ending.outcome, ending.reason)
         self.agent.relay_soon()
+
+    def bar(self) -> None:
+        """See services.gpu_agent.run.Run.bar."""
+        if not self.files.claims("agent"):
+            raise Begun
 
 
 class SimRunner:
@@ -202,6 +216,18 @@ class SimRunner:
         self.wake()
 
     def _do(self, action: Action) -> Thread:
+        try:
+            yield from self._act(action)
+        except Begun:
+            entry = action.entry if isinstance(action, Start | Refuse | Collect) else action
+            run = self.runs[entry.job, entry.attempt]
+            self.agent.note("begun late", run.job[-2:], run.attempt)
+            self.agent.engine.saw("a start was begun after its agent gave it up")
+            run.phase = Phase.ALIVE
+            self._watch(run)
+        self.agent.relay_soon()
+
+    def _act(self, action: Action) -> Thread:
         yield 0.0
         match action:
             case Start(entry):
@@ -215,9 +241,9 @@ class SimRunner:
             case Collect(entry):
                 yield 0.01
                 self._collect(entry)
-        self.agent.relay_soon()
 
     def _refuse(self, run: SimRun, reason: Reason) -> None:
+        run.bar()
         run.spool.facts.append(RunRefused(seq=0, t=self.agent.host.wall(), reason=reason))
         run.phase = Phase.ENDED
         self.agent.note("refused", run.job[-2:], run.attempt, reason)
@@ -238,18 +264,18 @@ class SimRunner:
         run = self._new(entry.job, entry.attempt, entry)
         rng = self.agent.engine.rng
         yield rng.uniform(0.02, 0.5) if rng.random() < 0.9 else rng.uniform(0.5, 6.0)
-        job_lock = f"job:{entry.job}"
-        run.files.launch = {
-            "locks": [job_lock, *entry.gpu_uuids],
-            "policy": entry.disconnect_policy,
-            "stop_after": entry.stop_after_seconds,
-            "grace": min(entry.grace_seconds, entry.kill_grace_seconds),
-            "lease": "lease.json",
-        }
         if not run.spool.facts.has(RunAccepted):
             run.spool.facts.append(RunAccepted(seq=0, t=self.agent.host.wall()))
             self.agent.relay_soon()
         yield rng.uniform(0.01, 0.3)
+        run.files.launch = {
+            "locks": [f"job:{entry.job}", *entry.gpu_uuids],
+            "policy": entry.disconnect_policy,
+            "stop_after": entry.stop_after_seconds,
+            "grace": min(entry.grace_seconds, entry.kill_grace_seconds),
+            "lease": "lease.json",
+            "leased": self.agent.host.lease,
+        }
         wanted = self.entries.get(entry.job)
         still = wanted is not None and (wanted.attempt, wanted.desired) == (entry.attempt, "run")
         still = still and self.agent.may_start(entry)
@@ -257,17 +283,18 @@ class SimRunner:
             return
         answer: list[str] = []
         self.agent.host.launch(run.files, answer.append)
-        waited = 0.0
-        while not answer and waited < 10.0:
-            yield 0.02
-            waited += 0.02 if waited < 0.2 else 0.5
+        waited, pause = 0.0, 0.02
+        while not answer and waited < START_SECONDS:
+            yield pause
+            waited, pause = waited + pause, min(pause * 2, 0.5)
         outcome = answer[0] if answer else "failed"
         if outcome != "ok" and not run.files.holds_locks:
-            if outcome == "locked":
-                self._refuse(run, Reason.HOST_REFUSED)
-            else:
-                run.end(Ending(outcome="failed", reason=Reason.START_FAILED))
-            return
+            with contextlib.suppress(Begun):
+                if outcome == "locked":
+                    self._refuse(run, Reason.HOST_REFUSED)
+                else:
+                    run.end(Ending(outcome="failed", reason=Reason.START_FAILED))
+                return
         run.phase = Phase.ALIVE
         self.agent.crash("before_started_fact")
         fact = RunStarted(

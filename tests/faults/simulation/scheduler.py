@@ -227,7 +227,8 @@ class SchedulerNode:
         beat = Beat(host, message)
         reply = leases.reply(self.state, beat, self.now(), self.ctl_epoch, self.epoch)
         self.commit([beat])
-        answer(reply)
+        held = leases.held(self.state, host, self.now()) if reply.ok else ()
+        answer(reply.model_copy(update={"held": held}))
 
     # carrying out; see services.scheduler.execute
 
