@@ -185,6 +185,9 @@ def test_a_late_leader_stores_nothing(database: Database) -> None:
 
     with pytest.raises(LeadershipLost):
         write(database, work)
+    with pytest.raises(LeadershipLost):
+        database.read_now(lambda s: leader.check(s, lead))
+    database.read_now(lambda s: leader.check(s, other))
     assert database.read_now(lambda s: s.execute(text("SELECT count(*) FROM jobs")).scalar()) == 0
     write(database, lambda s: leader.release(s, other))
     assert write(database, lambda s: leader.acquire(s, "a/b/1/1", 202.0, False)).epoch == 3

@@ -75,6 +75,7 @@ class SimAgent:
         self.clock = clock_of(self.engine, host.machine)
         self._pending: set[str] = set()
         self._watch_at = 0.0
+        self._known: tuple[tuple[str | None, ...], HostInventory] | None = None
         self.relay = Relay(host.id, self.clock)
         self.confirmations = Confirmations(self.relay, self.clock)
         self.runner = SimRunner(self, self.relay)
@@ -213,18 +214,25 @@ class SimAgent:
         broker.send(host, arrive)
 
     def _inventory(self) -> HostInventory:
-        gpus = []
-        for index, uuid in enumerate(self.host.gpus):
-            holder = self.host.holder(uuid)
-            gpus.append(
-                GpuInfo(
-                    index=index, uuid=uuid, name="NVIDIA A100-SXM4-80GB", memory_mib=81920,
-                    held_by=None if holder is None else holder.job,
-                )
-            )  # fmt: skip
+        holders = tuple(
+            None if holder is None else holder.job
+            for holder in map(self.host.holder, self.host.gpus)
+        )
+        if self._known is None or self._known[0] != holders:
+            self._known = holders, self._read_inventory(holders)
+        return self._known[1]
+
+    def _read_inventory(self, holders: tuple[str | None, ...]) -> HostInventory:
+        gpus = tuple(
+            GpuInfo(
+                index=index, uuid=uuid, name="NVIDIA A100-SXM4-80GB", memory_mib=81920,
+                held_by=holder,
+            )
+            for index, (uuid, holder) in enumerate(zip(self.host.gpus, holders, strict=True))
+        )  # fmt: skip
         shared = ("/shared",) if self.host.shared is not None else ()
         return HostInventory(
-            hostname=self.host.id, label=self.host.id, device="cuda", gpus=tuple(gpus),
+            hostname=self.host.id, label=self.host.id, device="cuda", gpus=gpus,
             shared_paths=shared,
         )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import random
 from collections import Counter
@@ -121,8 +120,9 @@ class Engine:
 
     def run(self, until: float, stop: Callable[[], bool] | None = None) -> bool:
         """Let time pass up to `until`; tell whether `stop` said so earlier."""
-        while self._heap and self._heap[0][0] <= until:
-            when, _, work, process, lag = heapq.heappop(self._heap)
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] <= until:
+            when, _, work, process, lag = pop(heap)
             self.now = when
             if process is not None:
                 machine = process.machine
@@ -135,8 +135,10 @@ class Engine:
                     self.at(when + machine.lag - lag, work, process, machine.lag)
                     continue
             self.events += 1
-            with contextlib.suppress(Crash):  # who dies has cleaned up already
+            try:
                 work()
+            except Crash:
+                continue  # who dies has cleaned up already
             if stop is not None and stop():
                 return True
         self.now = max(self.now, until)

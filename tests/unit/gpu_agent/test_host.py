@@ -19,7 +19,7 @@ from services.gpu_agent.processes import ProcessRef, holder_of, is_locked
 from services.gpu_agent.settings import AgentSettings
 from services.gpu_agent.zygote_client import import_key
 from shared.clock import SystemClock
-from shared.events.calls import ControlEntry, HeartbeatReply
+from shared.events.calls import ControlEntry, HeartbeatReply, HeldRun
 from shared.runs import write_atomic_json
 
 
@@ -136,6 +136,26 @@ def test_only_a_long_clash_of_identities_ends_the_agent(files: HostFiles) -> Non
     assert not loop.is_usurped
     loop.standing.refused_since = loop.clock.boot() - 91
     assert loop.is_usurped
+
+
+def test_what_is_requeued_on_silence_begins_only_when_a_running_lease_names_it(
+    files: HostFiles,
+) -> None:
+    loop = heartbeat(files)
+    entry = ControlEntry(
+        epoch="e", job="j", attempt=2, desired="run", disconnect_policy="stop_and_requeue"
+    )
+    kept = entry.model_copy(update={"disconnect_policy": "keep"})
+    assert not loop.may_start(entry)
+    assert loop.may_start(kept)
+    for attempt, allowed in ((1, False), (2, True)):
+        held = (HeldRun(job="j", attempt=attempt),)
+        loop.take(HeartbeatReply(held=held), sent=loop.clock.boot())
+        assert loop.may_start(entry) is allowed
+    loop.take(HeartbeatReply(held=held), sent=loop.clock.boot() - 29.5)
+    assert not loop.may_start(entry), "the lease is over"
+    loop.take(HeartbeatReply(), sent=loop.clock.boot())
+    assert loop.may_start(entry), "an older scheduler does not say"
 
 
 def test_drained_host_takes_no_work(files: HostFiles) -> None:

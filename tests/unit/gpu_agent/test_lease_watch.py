@@ -67,6 +67,15 @@ def test_a_start_renews_nothing(host: Host) -> None:
     assert host.look(watch, 9.0) == [signal.SIGTERM]
 
 
+def test_a_host_frozen_while_it_starts_counts_from_the_lease_of_the_start(host: Host) -> None:
+    host.renew()
+    leased = host.lease
+    host.time += 500.0
+    host.renew()
+    watch = host.watch(leased=leased)
+    assert host.look(watch, 0.1) == [signal.SIGTERM, signal.SIGKILL]
+
+
 def test_a_host_frozen_beyond_the_grace_kills_at_once_although_its_lease_is_renewed(
     host: Host,
 ) -> None:

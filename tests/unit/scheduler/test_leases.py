@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from services.scheduler.core.decisions import CheckpointSaved, DesiredCleared, DesiredSet
 from services.scheduler.core.inputs import Tick
-from services.scheduler.core.leases import refusal, reply
+from services.scheduler.core.leases import held, refusal, reply
 from services.scheduler.core.state import ClusterState, Moment
 from services.scheduler.core.step import steps
-from shared.events.calls import RunReport
+from shared.events.calls import HeldRun, RunReport
 from shared.events.requests import JobCancelRequested, JobDeclareLostRequested, JobPauseRequested
 from shared.jobs.lifecycle import Change
 from shared.jobs.reasons import Reason
@@ -167,6 +167,46 @@ def test_an_assignment_that_its_host_never_takes_is_fenced() -> None:
     assert (job.state.status, job.run) == (S.PENDING, None)
     stop = [d for d in world.decisions if isinstance(d, DesiredSet)][-1]
     assert (stop.desired, stop.attempt) == ("stop", 1)
+
+
+def test_a_lease_names_the_attempts_that_stay_the_hosts_while_it_runs() -> None:
+    world = World()
+    world.do(a_beat("box1", 1))
+    world.submit(1)
+    world.place()
+    mine = (HeldRun(job=job_id(1), attempt=1),)
+    for _ in range(56):
+        world.seconds += 10
+        world.do(a_beat("box1", 1), Tick())
+        assert held(world.state, "box1", world.now) == mine
+    world.seconds += 20
+    world.do(a_beat("box1", 1), Tick())
+    assert world.job(1).run is not None, "it is still the host's"
+    assert held(world.state, "box1", world.now) == (), "but not for another 30 s"
+    assert held(world.state, "box9", world.now) == ()
+
+
+def test_a_fenced_attempt_is_named_no_more_although_its_key_may_still_say_run() -> None:
+    world = a_running_job(disconnect_policy="stop_and_requeue")
+    assert held(world.state, "box1", world.now) == (HeldRun(job=job_id(1), attempt=1),)
+    world.pass_(673)
+    assert world.job(1).run is None
+    world.do(a_beat("box1", 2))
+    assert held(world.state, "box1", world.now) == ()
+
+
+def test_a_run_is_over_only_by_what_its_host_says_not_by_its_silence() -> None:
+    world = World()
+    world.do(a_beat("box1", 1))
+    world.submit(1)
+    world.place()
+    for _ in range(60):
+        world.seconds += 10
+        world.do(a_beat("box1", 1), Tick())
+    world.pass_(20)
+    assert world.job(1).run is not None, "it may have begun after the last heartbeat"
+    world.do(a_beat("box1", 1), Tick())
+    assert world.job(1).run is None
 
 
 def test_identity() -> None:
