@@ -178,13 +178,16 @@ class SimAgent:
         self.spawn(self._beat_once(), self._changed)
 
     def _beat_once(self) -> Thread:
+        sent = self.clock.boot()
+        if self.beats.heard is None:
+            self.beats.heard = sent
         message = Heartbeat(
             instance=self.beats.instance,
             boot_id=self.host.machine.boot_id,
             inventory=self._inventory(),
             runs=self.runner.reports(),
+            unanswered_seconds=sent - self.beats.heard,
         )
-        sent = self.clock.boot()
         answered: list[bool] = []
         self._ask_scheduler(message, sent, answered)
         yield BEAT_DEADLINE
