@@ -77,6 +77,7 @@ class Checkpoint(ApiModel):
     best: bool = False
     last: bool = False
     created_at: datetime | None = None
+    host: str | None = None
 
 
 class Metrics(ApiModel):

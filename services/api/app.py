@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from services.api.auth import Gate
@@ -24,6 +24,7 @@ from services.api.observe import Observe
 from services.api.openapi import openapi_of
 from services.api.problems import install_problems
 from services.api.secrets.routes import router as secret_routes
+from services.api.strict_request import only_what_is_known
 from services.api.web import install_web
 from shared.jobs.reasons import Lang
 
@@ -63,6 +64,7 @@ def bare_app(read: ReadJob, lifespan: Lifespan | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(only_what_is_known)],
     )
     app.include_router(docs_page)
     for router in (job_routes, secret_routes, checkpoint_routes, host_routes, health_routes):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from services.api.deps import ApiServices, Services
 from services.api.jobs.repository import count_by_status
@@ -22,6 +24,20 @@ router = APIRouter(tags=["health"])
 CHECK_SECONDS = 3.0
 LAG_LIMIT = 5000
 """Messages behind the stream from which the read model is too old to call the api ready."""
+
+
+class CheckRead(BaseModel):
+    """One thing that readiness needs, as REST shows it."""
+
+    ok: bool
+    detail: str
+
+
+class ReadyRead(BaseModel):
+    """Whether everything works."""
+
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, CheckRead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +55,12 @@ async def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Readiness")
+@router.get(
+    "/readyz",
+    summary="Readiness",
+    response_model=ReadyRead,
+    responses={503: {"model": ReadyRead, "description": "Something that is needed is away"}},
+)
 async def readyz(services: Services) -> JSONResponse:
     """Answer 200 when everything works, else 503 that says what does not. Jobs are accepted without the bus too."""
     checks = await readiness(services)
@@ -51,7 +72,7 @@ async def readyz(services: Services) -> JSONResponse:
     return JSONResponse(body, status_code=200 if ready else 503)
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(services: Services) -> Response:
     """Return counters and gauges in the Prometheus text format."""
     await collect(services)

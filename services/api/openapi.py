@@ -45,6 +45,21 @@ PROBLEM: dict[str, Any] = {
     },
 }
 _REFERENCE = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_REFUSALS = {
+    "400": "The request cannot be read, or the Host header is not allowed",
+    "401": "The token is missing or wrong",
+    "403": "The origin of the page, or the joining code, is refused",
+    "404": "It does not exist, or was deleted",
+    "408": "The body did not arrive in time",
+    "409": "Its state forbids it",
+    "413": "The body is too large",
+    "415": "The body is not plain JSON",
+    "422": "Something in the address or the body is wrong; `errors` names it",
+    "500": "A defect of the api; its log has the request_id",
+    "503": "The database or the broker is away for the moment; Retry-After says when to try again",
+}
+_EVERYWHERE = ("400", "401", "422", "500", "503")
+_WRITING = ("403", "408", "413", "415")
 
 
 def openapi_of(app: FastAPI) -> dict[str, Any]:
@@ -67,15 +82,27 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas.pop("ValidationError", None)
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"token": []}, {}]
-    for path in document["paths"].values():
-        for operation in path.values():
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
             responses = operation["responses"]
             responses.pop("422", None)
-            responses["default"] = {
-                "description": "A problem document that says what is wrong and what to do",
-                "content": _REFERENCE,
-            }
+            for status in refusals(path, method):
+                told = {"description": _REFUSALS[status], "content": dict(_REFERENCE)}
+                known = responses.setdefault(status, told)
+                known["content"] = {**known["content"], **_REFERENCE}
     return document
+
+
+def refusals(path: str, method: str) -> list[str]:
+    """Return every status with which an operation can refuse; a problem document goes with each."""
+    writes = method != "get"
+    named = "{" in path
+    found = [*_EVERYWHERE, *(_WRITING if writes else ())]
+    found += ["404"] if named else []
+    found += ["409"] if writes and (named or path == "/api/v1/jobs/") else []
+    # A label that several hosts bear is a conflict, also when it is read.
+    found += ["409"] if path == "/api/v1/hosts/{host}" and not writes else []
+    return sorted(found)
 
 
 def render() -> str:

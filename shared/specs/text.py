@@ -16,6 +16,15 @@ LONGEST_UUID: Final = 45  # as a URN
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 _BREAK = re.compile("[\t\n]")
+# The same rules as patterns of JSON Schema, so that a client and a test know them too.
+_LINE_PATTERN = (
+    r"^(?:[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*\S"
+    r"[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*)?$"
+)
+_BLOCK_PATTERN = (
+    r"^(?:[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*\S"
+    r"[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*)?$"
+)
 _HOSTNAME = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62})(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}))*\.?"
 )
@@ -163,13 +172,29 @@ def without_doubles(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-JobName = Annotated[str, Field(max_length=200), AfterValidator(one_line)]
+_LINE = Field(json_schema_extra={"pattern": _LINE_PATTERN})
+_UNIQUE = Field(json_schema_extra={"uniqueItems": True})
+
+JobName = Annotated[str, Field(max_length=200), AfterValidator(one_line), _LINE]
+NewName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(one_line), _LINE]
 Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(one_line)]
-Block = Annotated[str, Field(max_length=4000), AfterValidator(many_lines)]
+Block = Annotated[
+    str,
+    Field(max_length=4000, json_schema_extra={"pattern": _BLOCK_PATTERN}),
+    AfterValidator(many_lines),
+]
 PathText = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(one_line)]
 ModelPath = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_model_path)]
 ApiBase = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_api_base)]
-HostName = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_hostname)]
+HostName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        json_schema_extra={"pattern": f"^(?:{_HOSTNAME.pattern}|{_IPV6.pattern})$"},
+    ),
+    AfterValidator(_hostname),
+]
 UserName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_username)]
 ComponentName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_component)]
 SecretLine = Annotated[
@@ -181,14 +206,16 @@ SecretBlock = Annotated[
 SecretName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_secret_name)]
 JobUuid = Annotated[str, AfterValidator(_uuid)]
 Tags = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=50), AfterValidator(one_line)], ...],
+    tuple[Annotated[str, Field(min_length=1, max_length=50), AfterValidator(one_line), _LINE], ...],
     Field(max_length=20),
+    _UNIQUE,
     BeforeValidator(as_tuple),
     AfterValidator(without_doubles),
 ]
 JobUuids = Annotated[
     tuple[JobUuid, ...],
     Field(max_length=100),
+    _UNIQUE,
     BeforeValidator(as_tuple),
     AfterValidator(without_doubles),
 ]

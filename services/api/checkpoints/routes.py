@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -21,7 +22,7 @@ from services.api.checkpoints.archive import (
 )
 from services.api.db.tables import CheckpointRow, JobRow
 from services.api.deps import ApiServices, Services
-from services.api.jobs.repository import find_job
+from services.api.jobs.repository import find_job, host_labels
 from services.api.jobs.schemas import Time
 from shared.errors import TrainyardError
 
@@ -43,16 +44,20 @@ class CheckpointRead(BaseModel):
     created_at: Time
     attempt: int
     host: str
+    """Label of the host that saved it, as `host` of a job."""
+    host_id: str
 
 
 @router.get(CHECKPOINTS, response_model=list[CheckpointRead], summary="List checkpoints")
 async def list_checkpoints(uuid: str, services: Services) -> list[CheckpointRead]:
     """Return the complete checkpoints by step; `last` is the newest of the newest attempt."""
-    rows = await services.main.read(
-        lambda session: checkpoints_of(session, find_job(session, uuid).uuid)
-    )
+
+    def work(session: Session) -> tuple[list[CheckpointRow], dict[str, str]]:
+        return checkpoints_of(session, find_job(session, uuid).uuid), host_labels(session)
+
+    rows, labels = await services.main.read(work)
     newest = max(rows, key=lambda row: (row.attempt, row.step), default=None)
-    return [_read(row, last=row is newest) for row in rows]
+    return [_read(row, labels, last=row is newest) for row in rows]
 
 
 @router.get(
@@ -105,7 +110,7 @@ def _source(services: ApiServices, row: CheckpointRow) -> Source:
     return HostFolder(services.link.bus, row.host, row.job, row.path)
 
 
-def _read(row: CheckpointRow, *, last: bool) -> CheckpointRead:
+def _read(row: CheckpointRow, labels: Mapping[str, str], *, last: bool) -> CheckpointRead:
     return CheckpointRead(
         step=row.step,
         kind=row.kind,
@@ -116,7 +121,8 @@ def _read(row: CheckpointRow, *, last: bool) -> CheckpointRead:
         last=last,
         created_at=row.created_at,
         attempt=row.attempt,
-        host=row.host,
+        host=labels.get(row.host, row.host),
+        host_id=row.host,
     )
 
 

@@ -28,12 +28,17 @@ async def selection(
         str | None,
         Query(
             alias="filter",
-            description="A subset of AIP-160 over status, algorithm, name, host, attempt, priority, created_at, tags and "
+            description="A subset of AIP-160 over status, reason, algorithm, name, host, attempt, priority, created_at, tags and "
             "config.<parameter>: `status=RUNNING AND config.learning_rate>1e-5`. OR binds tighter than AND.",
         ),
     ] = None,
     sort: Annotated[
-        str, Query(max_length=40, description="A field; `-` before it: descending")
+        str,
+        Query(
+            max_length=40,
+            description="A field; `-` before it: descending",
+            json_schema_extra={"enum": [sign + name for name in SORTS for sign in ("", "-")]},
+        ),
     ] = "-created_at",
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Selection:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
 
 from shared.clock import iso
-from shared.specs.text import Block, JobName, Tags
+from shared.specs.text import Block, NewName, Tags
 
 Time = Annotated[datetime, PlainSerializer(iso, return_type=str, when_used="json")]
 Problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -85,7 +85,7 @@ class JobPatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: Annotated[JobName, Field(min_length=1)] | None = None
+    name: NewName | None = None
     description: Block | None = None
     tags: Tags | None = None
     priority: Annotated[int, Field(ge=0, le=100)] | None = None

@@ -16,12 +16,15 @@ from sqlmodel import col
 
 from services.api.db.tables import HostRow, JobRow
 from services.api.jobs.filter_grammar import Either, Every, Node, Not, Restriction, filter_problem
+from shared.jobs.reasons import Reason
 from shared.jobs.status import JobStatus
 from shared.specs import EVERY_ALGORITHM, SPECS
 from shared.specs.parameters import described
 
 Kind = Literal["number", "text", "boolean"]
-FIELDS = ("status", "algorithm", "name", "host", "attempt", "priority", "created_at", "tags")
+FIELDS = (
+    "status", "reason", "algorithm", "name", "host", "attempt", "priority", "created_at", "tags",
+)  # fmt: skip
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -124,6 +127,15 @@ def _choice(r: Restriction, column: Any, allowed: list[str], value: str) -> Colu
     return column != value if r.operator == "!=" else column == value  # type: ignore[no-any-return]
 
 
+def _reason(r: Restriction) -> ColumnElement[bool]:
+    """Compare the reason as the scheduler gave it; a job without one matches `null` and every `!=`."""
+    column = col(JobRow.reason)
+    if r.value == "null" and not r.quoted and r.operator in {"=", "!="}:
+        return column.is_(None) if r.operator == "=" else column.is_not(None)
+    found = _choice(r, column, [reason.value for reason in Reason], r.value.lower())
+    return or_(found, column.is_(None)) if r.operator == "!=" else found
+
+
 def _text(r: Restriction, column: Any) -> ColumnElement[bool]:
     if r.operator == ":":
         return contains(column, r.value)
@@ -194,6 +206,7 @@ def _value(r: Restriction, en: str, zh: str) -> Exception:
 
 _BUILD: dict[str, Callable[[Restriction], ColumnElement[bool]]] = {
     "status": lambda r: _choice(r, JobRow.status, [s.value for s in JobStatus], r.value.upper()),
+    "reason": _reason,
     "algorithm": lambda r: _choice(r, JobRow.algorithm, list(EVERY_ALGORITHM), r.value),
     "name": lambda r: _text(r, JobRow.name),
     "host": _host,

@@ -48,7 +48,13 @@ def telemetry_routes(read_job: ReadJob) -> APIRouter:
         uuid: str,
         services: Services,
         lang: Language,
-        names: Annotated[str | None, Query(description="Comma-separated; default: all.")] = None,
+        names: Annotated[
+            str | None,
+            Query(
+                description="Comma-separated; default: all.",
+                json_schema_extra={"pattern": r"[^,\s]"},
+            ),
+        ] = None,
         x: Literal["step", "epoch", "time"] = "step",
         start: Annotated[
             float | None, Query(alias="from", allow_inf_nan=False, description="Lowest x.")
@@ -91,7 +97,11 @@ def telemetry_routes(read_job: ReadJob) -> APIRouter:
         rows = await services.telemetry.read(lambda s: logs(s, job_id, query))
         return _page(rows, query, limit) | {"last_seq": last_seq}
 
-    @router.get("/logs/download", response_class=StreamingResponse)
+    @router.get(
+        "/logs/download",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def download_logs(
         uuid: str,
         services: Services,

@@ -14,6 +14,11 @@ from shared.specs.text import SecretName
 _VARIABLE: TypeAdapter[str] = TypeAdapter(SecretName)
 _COMPONENT = re.compile(r"rewards\.[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\.reward_model_api_key")
 
+NAME_PATTERN = (
+    rf"^(?:[A-Z][A-Z0-9_]{{0,63}}|{'|'.join(sorted(SECRET_FIELDS))}|{_COMPONENT.pattern})$"
+)
+"""For OpenAPI; `check_name` also refuses a few names that steer how programs start."""
+
 
 def check_name(name: str) -> None:
     """Raise TrainyardError 422 for a name that no part of a job would read."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 from sqlalchemy import delete
 from sqlmodel import Session, col
 
@@ -13,7 +14,7 @@ from services.api.deps import Services
 from services.api.jobs.repository import find_job
 from services.api.jobs.schemas import SecretRead, SecretValue
 from services.api.outbox import add_request
-from services.api.secrets.names import check_name
+from services.api.secrets.names import NAME_PATTERN, check_name
 from services.api.secrets.store import seal, secrets_of
 from shared.errors import TrainyardError, not_found
 from shared.events.requests import JobSecretsRequested
@@ -33,7 +34,12 @@ async def list_secrets(uuid: str, services: Services) -> list[SecretRead]:
 
 
 @router.put(SECRETS + "/{name}", status_code=204, summary="Set a secret")
-async def put_secret(uuid: str, name: str, value: SecretValue, services: Services) -> Response:
+async def put_secret(
+    uuid: str,
+    name: Annotated[str, Path(json_schema_extra={"pattern": NAME_PATTERN})],
+    value: SecretValue,
+    services: Services,
+) -> Response:
     """Store or replace one secret, encrypted. Running attempts keep what they were given."""
     check_name(name)
     now = services.clock.now()
