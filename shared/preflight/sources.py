@@ -44,7 +44,11 @@ class Limits:
     row_group_bytes: int = 1 << 30
     row_groups: int = 100_000
     footer_bytes: int = 64 << 20
-    batch_bytes: int = 512 << 20
+    batch_bytes: int = 32 << 20
+    unpacked_ratio: int = 200
+    """Unpacked bytes for one packed byte; text packs to about a tenth, a bomb to a thousandth."""
+    unpacked_free: int = 64 << 20
+    """Unpacked bytes that are read whatever the ratio is."""
     columns: int = 1000
 
 
