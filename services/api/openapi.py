@@ -99,7 +99,7 @@ def refusals(path: str, method: str) -> list[str]:
     named = "{" in path
     found = [*_EVERYWHERE, *(_WRITING if writes else ())]
     found += ["404"] if named else []
-    found += ["409"] if writes and (named or path == "/api/v1/jobs/") else []
+    found += ["409"] if writes and (named or path.startswith("/api/v1/jobs")) else []
     # A label that several hosts bear is a conflict, also when it is read.
     found += ["409"] if path == "/api/v1/hosts/{host}" and not writes else []
     return sorted(found)

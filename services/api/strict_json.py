@@ -135,6 +135,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _look(path: str, value: Any) -> list[FieldProblem]:
+    path = path or "body"
     field = path.encode("ascii", "backslashreplace").decode() if not path.isprintable() else path
     if isinstance(value, str):
         return _text(field, value)
@@ -168,8 +169,8 @@ def _text(field: str, value: str) -> list[FieldProblem]:
     if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
         raise _bad(
             "invalid_encoding",
-            f"{field or 'The body'} holds half of a surrogate pair. Send whole characters.",
-            f"{field or '请求体'} 含有不完整的代理对字符，请发送完整字符。",
+            f"{field} holds half of a surrogate pair. Send whole characters.",
+            f"{field} 含有不完整的代理对字符，请发送完整字符。",
         )
     if "\x00" in value:
         return [

@@ -81,8 +81,8 @@ def syntax_error(place: Place, text: str, error: json.JSONDecodeError) -> Findin
     return Finding(
         "json_error",
         FIELD,
-        f"{here.en}, column {error.colno}: not valid JSON ({reason}) near: {around}",
-        f"{here.zh}第 {error.colno} 列：不是合法的 JSON（{reason}），附近内容：{around}",
+        f"{here.en}, column {error.colno}: not valid JSON ({reason}) near: {around}. Mend it or drop the row.",
+        f"{here.zh}第 {error.colno} 列：不是合法的 JSON（{reason}），附近内容：{around}。请修正或删除该条。",
         line,
         place.row,
         value=around,

@@ -61,7 +61,7 @@ def _fields(body: object) -> dict[str, object]:
         raise SpecInvalid(
             [
                 told(
-                    "",
+                    "body",
                     body,
                     "wrong_type",
                     f'The body is {quoted("", body)}; a job is a JSON object such as {{"algorithm": "sft", "model_path": "…", "train_data_path": "…"}}.',
@@ -73,7 +73,7 @@ def _fields(body: object) -> dict[str, object]:
         raise SpecInvalid(
             [
                 told(
-                    "",
+                    "body",
                     body,
                     "too_long",
                     f"The body has {len(body)} fields; a job has fewer than {FIELDS_AT_MOST}. Send one job.",

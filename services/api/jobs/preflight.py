@@ -16,7 +16,7 @@ from shared.errors import FieldProblem
 from shared.preflight.batch import BatchPlan, arrange, total_steps
 from shared.preflight.dataset import DatasetReport, check_dataset
 from shared.preflight.disk import DiskEstimate, check_free, estimate_checkpoints
-from shared.preflight.finding import Finding
+from shared.preflight.finding import Finding, shown
 from shared.preflight.memory import (
     MemoryEstimate,
     RunShape,
@@ -264,16 +264,18 @@ def _memory(
 
 
 def _too_large(field: str, text: str) -> Finding:
+    name = shown(text, 200)
     return Finding(
         "checked_later",
         field,
-        f"{text} is large; its rows are checked on the host before training.",
-        f"{text} 较大，将在训练前由主机逐行检查。",
+        f"{name} is large; its rows are checked on the host before training.",
+        f"{name} 较大，将在训练前由主机逐行检查。",
         severity="warning",
     )
 
 
 def _problem(finding: Finding, about: str) -> FieldProblem:
+    about = shown(about, 200)
     name = about if about and about not in finding.message_en else ""
     en = f"{name}: {finding.message_en}" if name else finding.message_en
     zh = f"{name}：{finding.message_zh}" if name else finding.message_zh

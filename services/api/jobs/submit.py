@@ -67,8 +67,12 @@ class Prepared:
 
 
 async def check(services: ApiServices, body: Any) -> Checked:
-    """Parse and check a body. Raises TrainyardError 422 with every mistake found."""
-    return await asyncio.to_thread(checked, services, body)
+    """Parse and check a body as `submit` would. Raises TrainyardError 422 with every mistake found, or 409."""
+    found = await asyncio.to_thread(checked, services, body)
+    needs = dependencies(found.spec)
+    if needs:
+        await services.main.read(lambda session: check_dependencies(session, found.spec, needs))
+    return found
 
 
 def checked(services: ApiServices, body: Any) -> Checked:

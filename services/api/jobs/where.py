@@ -128,12 +128,13 @@ def _choice(r: Restriction, column: Any, allowed: list[str], value: str) -> Colu
 
 
 def _reason(r: Restriction) -> ColumnElement[bool]:
-    """Compare the reason as the scheduler gave it; a job without one matches `null` and every `!=`."""
+    """Compare the reason as the scheduler gave it; a job without one matches `null` and every other `!=`."""
     column = col(JobRow.reason)
     if r.value == "null" and not r.quoted and r.operator in {"=", "!="}:
         return column.is_(None) if r.operator == "=" else column.is_not(None)
-    found = _choice(r, column, [reason.value for reason in Reason], r.value.lower())
-    return or_(found, column.is_(None)) if r.operator == "!=" else found
+    # Without a reason a comparison would be neither true nor false, and NOT would leave the job out.
+    known = func.coalesce(column, "")
+    return _choice(r, known, [reason.value for reason in Reason], r.value.lower())
 
 
 def _text(r: Restriction, column: Any) -> ColumnElement[bool]:

@@ -288,3 +288,40 @@ async def test_checkpoints_follow_the_facts(both: ApiYard) -> None:
         (40, True, True),
     ]
     assert rows[0]["size_bytes"] == 5 * 2**30
+    assert {(r["host"], r["host_id"]) for r in rows} == {("h1", "h1")}
+    await both.say_host()
+    rows = (await both.http.get(f"/api/v1/jobs/{uuid}/checkpoints")).json()
+    assert {(r["host"], r["host_id"]) for r in rows} == {("box1", "h1")}
+    assert (await both.job(uuid))["host"] == "box1"
+
+
+async def test_jobs_are_found_by_their_reason(both: ApiYard) -> None:
+    lost, plain = [(await both.submit(name=name))["uuid"] for name in ("lost", "plain")]
+    await both.say(
+        Change.DISCONNECTED, lost, host="h1", attempt=1, status=JobStatus.RUNNING, reason=Reason.DISCONNECTED
+    )  # fmt: skip
+    await both.say(Change.RUNNING, plain, host="h1", attempt=1, status=JobStatus.RUNNING)
+    for condition, names in [
+        ("reason=disconnected", {"lost"}),
+        ("reason!=disconnected", {"plain"}),
+        ("reason=null", {"plain"}),
+        ("reason!=null", {"lost"}),
+        ("NOT reason=cuda_oom AND status=RUNNING", {"lost", "plain"}),
+    ]:
+        reply = await both.http.get("/api/v1/jobs/", params={"filter": condition})
+        assert reply.status_code == 200, reply.text
+        assert {job["name"] for job in reply.json()["items"]} == names, condition
+
+
+async def test_what_an_address_does_not_take_is_refused(yard: ApiYard) -> None:
+    uuid = (await yard.submit())["uuid"]
+    reply = await yard.http.get("/api/v1/jobs/?staus=RUNNING")
+    assert reply.status_code == 422
+    assert "Did you mean status?" in reply.json()["detail"]
+    reply = await yard.http.get("/api/v1/jobs/?limit=1&limit=2")
+    assert reply.json()["errors"][0]["code"] == "duplicate"
+    for body in ({"force": True}, [1], "now"):
+        reply = await yard.http.post(f"/api/v1/jobs/{uuid}/cancel", json=body)
+        assert (reply.status_code, reply.json()["errors"][0]["code"]) == (422, "unknown_field")
+    assert (await yard.job(uuid))["stop_requested"] is None
+    assert (await yard.http.post(f"/api/v1/jobs/{uuid}/cancel", json={})).status_code == 202
