@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from services.gpu_agent.confirmations import Confirmations, _asks
 from services.gpu_agent.control import READ_SECONDS, ControlFollower
@@ -62,13 +63,18 @@ class SimAgent:
     """The agent process of one host; a new one is made at each start."""
 
     def __init__(
-        self, host: SimHost, broker: Broker, scheduler: SchedulerNode, api: ApiNode, number: int
+        self,
+        host: SimHost,
+        broker: Broker,
+        schedulers: Sequence[SchedulerNode],
+        api: ApiNode,
+        number: int,
     ) -> None:
         """Adopt what runs and connect."""
         self.host = host
         self.engine: Engine = host.engine
         self.broker = broker
-        self.scheduler = scheduler
+        self.schedulers = schedulers
         self.api = api
         self.process = Process(host.machine, f"agent-{host.id}")
         self.crash_chance = 0.0
@@ -128,6 +134,7 @@ class SimAgent:
         """Perhaps die right here."""
         if self.crash_chance and self.engine.rng.random() < self.crash_chance:
             self.note("crash", point)
+            self.engine.saw(f"agent crashed {point}")
             self.process.alive = False
             raise Crash(point)
 
@@ -196,23 +203,26 @@ class SimAgent:
             answered.append(False)  # what comes now comes too late
 
     def _ask_scheduler(self, message: Heartbeat, sent: float, answered: list[bool]) -> None:
-        scheduler, broker, host = self.scheduler, self.broker, self.host.id
+        broker, host = self.broker, self.host.id
 
         def take(reply: HeartbeatReply) -> None:
             if not answered:
                 answered.append(True)
                 self.beats.take(reply, sent)
 
-        def answer(reply: HeartbeatReply) -> None:
-            if broker.sends("scheduler") and broker.hears(host):
+        def answer(name: str, reply: HeartbeatReply) -> None:
+            if broker.sends(name) and broker.hears(host):
                 pause = broker.latency()
                 self.engine.at(self.engine.now + pause, lambda: take(reply), self.process)
 
         def arrive() -> None:
-            if broker.hears("scheduler") and scheduler.process.alive:
-                scheduler.engine.after(
-                    0.0, lambda: scheduler.on_beat(host, message, answer), scheduler.process
-                )
+            for node in self.schedulers:
+                if node.process.alive and node.lead is not None and broker.hears(node.name):
+                    self.engine.at(
+                        self.engine.now,
+                        partial(node.on_beat, host, message, partial(answer, node.name)),
+                        node.process,
+                    )
 
         broker.send(host, arrive)
 

@@ -152,6 +152,7 @@ class ApiNode:
         """Perhaps die right here."""
         if self.crash_chance and self.engine.rng.random() < self.crash_chance:
             self.engine.note(NODE, "crash", point)
+            self.engine.saw(f"api crashed {point}")
             self.process.alive = False
             raise Crash(point)
 

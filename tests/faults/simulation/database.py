@@ -24,6 +24,7 @@ from services.scheduler.core.step import adopt, references
 from shared.events.calls import ControlEntry
 from shared.events.job import JOB_EVENTS, JobEventBase
 from shared.events.requests import JobRequest
+from tests.faults.simulation.leading import LeaderSession
 
 
 @dataclass
@@ -58,6 +59,9 @@ class Database:
     outbox: list[OutboxRow] = field(default_factory=list)
     desired: dict[tuple[str, str], DesiredRow] = field(default_factory=dict)
     positions: dict[str, tuple[str, int]] = field(default_factory=dict)
+    leader: LeaderSession = field(default_factory=LeaderSession)
+    contested: bool = False
+    """There is a second scheduler."""
 
     def apply(self, decisions: Sequence[Decision]) -> None:
         """Store what a step decided."""

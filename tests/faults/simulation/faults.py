@@ -25,7 +25,8 @@ class Faults:
         world.broker.copies = rng.choice((0.0, 0.5))
         world.broker.delay = rng.choice((0.0, 0.05))
         self.crash_chance = rng.choice((0.0, 0.0, 0.004, 0.02))
-        world.scheduler.crash_chance = self.crash_chance
+        for node in world.schedulers:
+            node.crash_chance = self.crash_chance
         world.api.crash_chance = self.crash_chance
         self.every = rng.choice((4.0, 8.0, 15.0))
         kinds: list[tuple[float, Callable[[], None]]] = [
@@ -81,8 +82,9 @@ class Faults:
     def restart(self) -> None:
         """Let supervisors start what has died."""
         world = self.world
-        if world.rng.random() < 0.8:
-            world.scheduler.start()
+        for node in world.schedulers:
+            if world.rng.random() < 0.8 and not node.machine.frozen:
+                node.start()
         if world.rng.random() < 0.8:
             world.api.start()
         for name, host in world.hosts.items():
@@ -112,7 +114,7 @@ class Faults:
 
     def cut_service(self) -> None:
         """Cut the scheduler or the api off."""
-        name = self.rng.choice(("scheduler", "api"))
+        name = self.rng.choice((*(node.name for node in self.world.schedulers), "api"))
         link = self.world.broker.links[name]
         link.out = link.back = False
         seconds = min(self.length(), 30.0)
@@ -140,8 +142,11 @@ class Faults:
 
     def pause_control(self) -> None:
         """Freeze the scheduler's machine."""
-        machine = self.world.scheduler.machine
+        node = self.rng.choice(self.world.schedulers)
+        machine = node.machine
         if not machine.frozen:
+            if len(self.world.schedulers) > 1 and node.lead is not None:
+                self.world.engine.saw("a leader with a rival was frozen")
             self.world.engine.freeze(machine, sleeps=self.rng.random() < 0.4)
             seconds = min(self.length(), 60.0)
             self.note("frozen", machine.name, f"{seconds:.1f}")
@@ -204,7 +209,7 @@ class Faults:
 
     def kill_scheduler(self) -> None:
         """Kill the scheduler."""
-        self.world.scheduler.kill()
+        self.rng.choice(self.world.schedulers).kill()
 
     def kill_api(self) -> None:
         """Kill the api."""
@@ -240,12 +245,14 @@ class Faults:
         self.process.alive = False
         broker = world.broker
         broker.loss = broker.copies = broker.delay = 0.0
-        self.crash_chance = world.scheduler.crash_chance = world.api.crash_chance = 0.0
+        self.crash_chance = world.api.crash_chance = 0.0
         for link in broker.links.values():
             link.out = link.back = True
-        self.thaw(world.scheduler.machine)
         self.off.clear()
-        world.scheduler.start()
+        for node in world.schedulers:
+            node.crash_chance = 0.0
+            self.thaw(node.machine)
+            node.start()
         world.api.start()
         for name, host in world.hosts.items():
             self.thaw(host.machine)

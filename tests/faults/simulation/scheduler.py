@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from services.scheduler import leader
 from services.scheduler.core import leases
 from services.scheduler.core.decisions import (
     Decision,
@@ -29,6 +30,7 @@ from services.scheduler.core.inputs import (
 )
 from services.scheduler.core.state import ClusterState, Limits, Moment
 from services.scheduler.core.step import adopt, references, steps
+from services.scheduler.leader import Leadership, LeadershipLost
 from shared.bus.port import BusError, PubAck, StreamReset
 from shared.events import subjects
 from shared.events.base import Envelope
@@ -38,7 +40,7 @@ from tests.faults.simulation.broker import Broker
 from tests.faults.simulation.database import Database
 from tests.faults.simulation.engine import Crash, Engine, Machine, Process, Thread
 
-NODE = "scheduler"
+NAMES = ("scheduler", "scheduler-2")
 _SOURCE = "/trainyard/scheduler"
 
 
@@ -46,41 +48,89 @@ Observer = Callable[[Sequence[Input], Sequence[Decision]], None]
 
 
 class SchedulerNode:
-    """One scheduler that is started again and again on the same database."""
+    """One scheduler that is started again and again on the same database, perhaps beside another."""
 
     def __init__(
-        self, engine: Engine, broker: Broker, machine: Machine, limits: Limits, observe: Observer
+        self,
+        engine: Engine,
+        broker: Broker,
+        machine: Machine,
+        limits: Limits,
+        observe: Observer,
+        db: Database | None = None,
     ) -> None:
-        """Do not start yet. `observe` sees each committed transaction."""
+        """Do not start yet. `observe` sees each committed transaction; `db` is the first one's."""
+        self.name = NAMES[0 if db is None else 1]
         self.engine = engine
         self.broker = broker
         self.machine = machine
         self.limits = limits
         self.observe = observe
-        self.db = Database()
-        self.process = Process(machine, NODE, alive=False)
+        self.db = db or Database()
+        self.db.contested = db is not None
+        self.process = Process(machine, self.name, alive=False)
         self.crash_chance = 0.0
-        self.epoch = 0
+        self.starts = 0
+        self.lead: Leadership | None = None
         self.state = ClusterState(limits=limits)
         for stream in ("REQUESTS", "RUNS"):
             broker.readers[stream].append(lambda stream=stream: self._wake_reader(stream))  # type: ignore[misc]
-        broker.reconnected[NODE] = self._reconnected
+        broker.reconnected[self.name] = self._reconnected
 
     # life
 
     def start(self) -> None:
-        """Load the database and lead."""
+        """Lead as soon as nobody else does."""
         if self.process.alive:
             return
-        self.process = Process(self.machine, NODE)
-        self.epoch += 1
+        self.process = Process(self.machine, self.name)
+        self.lead = None
+        row = self.db.leader.row
+        if row is not None and row.holder.partition("/")[0] == self.name:
+            row.expires = 0.0  # see services.scheduler.leader.is_dead
+        self.engine.spawn(self.process, self._campaign())
+
+    def _campaign(self) -> Thread:
+        self.starts += 1
+        holder = f"{self.name}/{self.starts}"
+        while True:
+            self.lead = leader.acquire(self.db.leader, holder, self._unix(), False)  # type: ignore[arg-type]
+            if self.lead is not None:
+                break
+            yield leader.POLL_SECONDS
+        self._begin()
+        while self.db.contested:
+            yield leader.RENEW_SECONDS
+            self._fence()
+
+    def _unix(self) -> float:
+        return self.engine.wall(self.machine).timestamp()
+
+    def _fence(self) -> None:
+        """Renew the lead, as each transaction does; dies when another has it. Without a rival there is nothing to lose."""
+        if self.db.contested:
+            assert self.lead is not None
+            try:
+                leader.fence(self.db.leader, self.lead, self._unix())  # type: ignore[arg-type]
+            except LeadershipLost:
+                self._depose()
+
+    def _depose(self) -> None:
+        self.engine.note(self.name, "deposed")
+        self.engine.saw("a deposed leader was refused")
+        self.process.alive = False
+        raise Crash("deposed")
+
+    def _begin(self) -> None:
         self.state = self.db.load(self.now(), self.limits)
         self.ctl_epoch = ""
         self._told: dict[str, str] = {}
         self._pending: set[str] = set()
         self._check_epoch = True
         self._pause = 0.1
-        self.engine.note(NODE, "started", self.epoch)
+        self.engine.note(self.name, "leads", self.lead and self.lead.epoch)
+        if self.lead is not None and self.lead.epoch > 1:
+            self.engine.saw("another leader")
         self.engine.spawn(self.process, self._seconds())
         for stream in ("REQUESTS", "RUNS"):
             self._wake_reader(stream)
@@ -88,13 +138,14 @@ class SchedulerNode:
     def kill(self) -> None:
         """Die; what was not committed is gone."""
         if self.process.alive:
-            self.engine.note(NODE, "killed")
+            self.engine.note(self.name, "killed")
             self.process.alive = False
 
     def crash(self, point: str) -> None:
         """Perhaps die right here."""
         if self.crash_chance and self.engine.rng.random() < self.crash_chance:
-            self.engine.note(NODE, "crash", point)
+            self.engine.note(self.name, "crash", point)
+            self.engine.saw(f"scheduler crashed {point}")
             self.process.alive = False
             raise Crash(point)
 
@@ -129,6 +180,8 @@ class SchedulerNode:
         position: tuple[str, str, int] | None,
     ) -> None:
         """Write decisions and position together."""
+        if decisions or position is not None:
+            self._fence()
         self.db.apply(decisions)
         self.save_position(position)
         self.observe(inputs, decisions)
@@ -176,6 +229,7 @@ class SchedulerNode:
             self._soon("relay", 0.005, self._relay)
             if second % 10 == 9:
                 self._check_epoch = True
+                self._fence()
                 for host in self.state.hosts.values():
                     if host.seen is not None and host.id in self.db.hosts:
                         stored = self.db.hosts[host.id]
@@ -192,16 +246,16 @@ class SchedulerNode:
             self.commit([Place(256, 64)])
 
     def _wake_reader(self, stream: str, seconds: float | None = None) -> None:
-        if self.process.alive:
+        if self.process.alive and self.lead is not None:
             pause = self.broker.latency() if seconds is None else seconds
             self._soon(stream, pause, lambda: self._read(stream))
 
     def _read(self, stream: str) -> None:
         epoch, after = self.db.positions.get(stream, ("", 0))
         try:
-            items = self.broker.fetch(NODE, stream, epoch or None, after)
+            items = self.broker.fetch(self.name, stream, epoch or None, after)
         except StreamReset as reset:
-            self.engine.note(NODE, "reset", stream, reset.epoch)
+            self.engine.note(self.name, "reset", stream, reset.epoch)
             self.commit([], (stream, reset.epoch, 0))
             self._wake_reader(stream)
             return
@@ -215,7 +269,7 @@ class SchedulerNode:
 
     def _reconnected(self) -> None:
         self._check_epoch = True
-        if self.process.alive:
+        if self.process.alive and self.lead is not None:
             self._soon("relay", 0.01, self._relay)
 
     # heartbeats
@@ -223,9 +277,16 @@ class SchedulerNode:
     def on_beat(
         self, host: str, message: Heartbeat, answer: Callable[[HeartbeatReply], None]
     ) -> None:
-        """Store a heartbeat, then answer it."""
+        """Store a heartbeat, then answer it, if this is the leader."""
+        assert self.lead is not None
+        if self.db.contested:
+            try:
+                leader.check(self.db.leader, self.lead)  # type: ignore[arg-type]
+            except LeadershipLost:
+                self.engine.saw("a deposed leader was asked")
+                return
         beat = Beat(host, message)
-        reply = leases.reply(self.state, beat, self.now(), self.ctl_epoch, self.epoch)
+        reply = leases.reply(self.state, beat, self.now(), self.ctl_epoch, self.lead.epoch)
         self.commit([beat])
         held = leases.held(self.state, host, self.now()) if reply.ok else ()
         answer(reply.model_copy(update={"held": held}))
@@ -243,7 +304,7 @@ class SchedulerNode:
 
     def _relay_once(self) -> None:
         if self._check_epoch:
-            epoch = self.broker.epoch(NODE, "JOBS")
+            epoch = self.broker.epoch(self.name, "JOBS")
             known = self.db.positions.get("JOBS", ("", 0))[0]
             if known != epoch:
                 for row in self.db.outbox:
@@ -263,19 +324,19 @@ class SchedulerNode:
         for host in self.state.hosts.values():
             if self._told.get(host.id) != epoch:
                 value = json.dumps({"epoch": epoch}).encode()
-                self.broker.put(NODE, subjects.control_epoch_key(host.id), value)
+                self.broker.put(self.name, subjects.control_epoch_key(host.id), value)
                 self._told[host.id] = epoch
         self.ctl_epoch = epoch
 
     def _ctl_epoch(self) -> str:
-        self.broker.require(NODE)
+        self.broker.require(self.name)
         return self.broker.ctl_epoch
 
     def _publish_all(self) -> None:
         rows = [row for row in self.db.outbox if row.published is None]
         if not rows:
             return
-        epoch = self.broker.epoch(NODE, "JOBS")
+        epoch = self.broker.epoch(self.name, "JOBS")
         failed: dict[str, BusError] = {}
         for row in rows:
             job = row.event.state.job
@@ -283,7 +344,7 @@ class SchedulerNode:
                 continue  # the next event of a job waits for this one
             envelope = Envelope(str(row.id), _SOURCE, row.event.at)
             result = self.broker.publish(
-                NODE, "JOBS", subjects.job(job), row.event, envelope, str(row.id)
+                self.name, "JOBS", subjects.job(job), row.event, envelope, str(row.id)
             )
             if isinstance(result, PubAck):
                 self.crash("before_mark_published")
@@ -303,27 +364,27 @@ class SchedulerNode:
             value = None
             if row.entry is not None:
                 value = row.entry.model_copy(update={"epoch": epoch}).model_dump_json().encode()
-            self.broker.put(NODE, subjects.control_key(*key), value)
+            self.broker.put(self.name, subjects.control_key(*key), value)
             if row.entry is None:
                 del self.db.desired[key]
             else:
                 row.written_version, row.written_epoch = row.version, epoch
 
     def _remove_strangers(self) -> None:
-        there = self.broker.entries(NODE, "")
+        there = self.broker.entries(self.name, "")
         known = {
             subjects.control_key(*k) for k, r in self.db.desired.items() if r.entry is not None
         }
         known |= {subjects.control_epoch_key(host) for host in self.state.hosts}
         for key in sorted(set(there) - known):
-            self.broker.put(NODE, key, None)
+            self.broker.put(self.name, key, None)
             self._told.pop(key.partition(".")[0], None)
 
     def _audit(self) -> None:
         if not self.ctl_epoch:
             return
         try:
-            there = self.broker.entries(NODE, "")
+            there = self.broker.entries(self.name, "")
             for key, row in self.db.desired.items():
                 if row.entry is None:
                     continue

@@ -31,7 +31,7 @@ from tests.faults.simulation.checks import Checks
 from tests.faults.simulation.engine import Engine, Machine, Thread, Violation
 from tests.faults.simulation.faults import Faults
 from tests.faults.simulation.host import Plan, SimHost
-from tests.faults.simulation.scheduler import SchedulerNode
+from tests.faults.simulation.scheduler import NAMES, SchedulerNode
 
 LIMITS = Limits(
     lease_ttl=10.0, grace=2.0, stop_after=20.0, kill_grace=4.0, requeue_margin=5.0,
@@ -77,11 +77,19 @@ class World:
             host.on_trainers = lambda t, begins, host=host: self.checks.trainer(host, t, begins)  # type: ignore[misc]
             self.hosts[name] = host
             machines.append(machine)
-        for name in ("scheduler", "api", *self.hosts):
+        for name in (*NAMES, "api", *self.hosts):
             self.broker.links[name] = Link()
         self.scheduler = SchedulerNode(
             self.engine, self.broker, machines[0], self.limits, self._committed
         )
+        self.schedulers = [self.scheduler]
+        if rng.random() < 0.4:
+            rival = Machine("control-2", 1.0 + rng.uniform(-spread, spread))
+            self.schedulers.append(
+                SchedulerNode(
+                    self.engine, self.broker, rival, self.limits, self._committed, self.scheduler.db
+                )
+            )
         self.api = ApiNode(self.engine, self.broker, Machine("web"), self.checks)
         self.agents: dict[str, SimAgent] = {}
         self.instances = 0
@@ -97,7 +105,7 @@ class World:
         if old is not None and old.process.alive:
             return
         self.instances += 1
-        agent = SimAgent(self.hosts[host], self.broker, self.scheduler, self.api, self.instances)
+        agent = SimAgent(self.hosts[host], self.broker, self.schedulers, self.api, self.instances)
         agent.crash_chance = self.faults.crash_chance
         self.agents[host] = agent
 
@@ -113,7 +121,8 @@ class World:
 
     def run(self) -> None:
         """Raises Violation with the seed and the end of the trace."""
-        self.scheduler.start()
+        for node in self.schedulers:
+            node.start()
         self.api.start()
         for host in self.hosts:
             self.start_agent(host)
