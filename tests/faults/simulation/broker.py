@@ -48,6 +48,8 @@ class Broker:
     copies: float = 0.0
     delay: float = 0.0
     """Chance of a delay of seconds instead of milliseconds."""
+    late: float = 0.0
+    """Chance that a publication or a write times out and is carried out seconds later, behind what was sent after it."""
     up: bool = True
     made: int = 0
 
@@ -77,6 +79,8 @@ class Broker:
         for name in VOLATILE:
             stream = self.streams[name]
             kept = self.engine.rng.randint(0, len(stream.messages))
+            if kept < len(stream.messages):
+                self.engine.saw("metrics were lost with the broker")
             del stream.messages[kept:]
             stream.ids.clear()
             self.made += 1
@@ -96,16 +100,32 @@ class Broker:
         """Return how long one way takes."""
         rng = self.engine.rng
         if self.delay and rng.random() < self.delay:
+            self.engine.saw("a message was slow")
             return rng.uniform(0.5, 6.0)
         return rng.uniform(0.002, 0.03)
 
     def sends(self, node: str) -> bool:
         """Tell whether a message of `node` reaches the broker now."""
-        return self.up and self.links[node].out and self.engine.rng.random() >= self.loss
+        return self.up and self.links[node].out and self._arrives()
 
     def hears(self, node: str) -> bool:
         """Tell whether a message of the broker reaches `node` now."""
-        return self.up and self.links[node].back and self.engine.rng.random() >= self.loss
+        return self.up and self.links[node].back and self._arrives()
+
+    def _arrives(self) -> bool:
+        if self.loss and self.engine.rng.random() < self.loss:
+            self.engine.saw("a message was lost")
+            return False
+        return True
+
+    def _later(self, work: Callable[[], None]) -> bool:
+        """Perhaps put something off for seconds; tell whether that was done."""
+        rng = self.engine.rng
+        if not self.late or rng.random() >= self.late:
+            return False
+        self.engine.saw("a write was carried out late")
+        self.engine.at(self.engine.now + rng.uniform(0.5, 8.0), lambda: work() if self.up else None)
+        return True
 
     def require(self, node: str) -> None:
         """Make sure of a round trip. Raises BusUnavailable."""
@@ -120,10 +140,23 @@ class Broker:
         """Store one message, or not, and say so, or not."""
         if not self.sends(node):
             return PublishTimeout("lost on the way")
+        if self._later(lambda: self._store(name, subject, event, envelope, msg_id)):
+            return PublishTimeout("it takes too long")
+        known = self._store(name, subject, event, envelope, msg_id)
+        if not self.hears(node):
+            self.engine.saw("an acknowledgement was lost")
+            return PublishTimeout("the answer was lost")
+        return PubAck(name, known)
+
+    def _store(
+        self, name: str, subject: str, event: EventBase, envelope: Envelope, msg_id: str
+    ) -> int:
         stream = self.streams[name]
         key = f"{subject}:{msg_id}"
         known = stream.ids.get(key)
         if known is None or self.engine.rng.random() < self.copies:
+            if known is not None:
+                self.engine.saw("a message was stored twice")
             seq = len(stream.messages) + 1
             message = BusMessage(subject, {}, b"", name, seq, WALL, stream.epoch)
             stream.messages.append((message, envelope, event))  # type: ignore[arg-type]
@@ -131,9 +164,7 @@ class Broker:
             known = seq
             for wake in self.readers[name]:
                 wake()
-        if not self.hears(node):
-            return PublishTimeout("the answer was lost")
-        return PubAck(name, known)
+        return known
 
     def epoch(self, node: str, name: str) -> str:
         """Return a stream's epoch. Raises BusUnavailable."""
@@ -157,6 +188,13 @@ class Broker:
         """Write or delete a key. Raises BusUnavailable, and then it may have happened all the same."""
         if not self.sends(node):
             raise BusUnavailable("lost on the way")
+        if self._later(lambda: self._write(key, value)):
+            raise BusUnavailable("it takes too long")
+        self._write(key, value)
+        if not self.hears(node):
+            raise BusUnavailable("the answer was lost")
+
+    def _write(self, key: str, value: bytes | None) -> None:
         if value is None:
             self.keys.pop(key, None)
         else:
@@ -165,8 +203,6 @@ class Broker:
         watcher = self.watchers.get(host)
         if watcher is not None and self.hears(host):
             watcher(key, value)
-        if not self.hears(node):
-            raise BusUnavailable("the answer was lost")
 
     def entries(self, node: str, prefix: str) -> dict[str, bytes]:
         """Return keys and values. Raises BusUnavailable."""

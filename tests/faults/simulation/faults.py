@@ -24,6 +24,7 @@ class Faults:
         world.broker.loss = rng.choice((0.0, 0.02, 0.1))
         world.broker.copies = rng.choice((0.0, 0.5))
         world.broker.delay = rng.choice((0.0, 0.05))
+        world.broker.late = rng.choice((0.0, 0.0, 0.02))
         self.crash_chance = rng.choice((0.0, 0.0, 0.004, 0.02))
         for node in world.schedulers:
             node.crash_chance = self.crash_chance
@@ -104,6 +105,7 @@ class Faults:
         seconds = self.length()
         link.out, link.back = which not in ("both", "out"), which not in ("both", "back")
         self.note("cut", host.id, which, f"{seconds:.1f}")
+        self.world.engine.saw(f"a host was cut off: {which}")
 
         def heal() -> None:
             link.out = link.back = True
@@ -138,6 +140,7 @@ class Faults:
         self.world.paused[host.id] = True
         seconds = self.length()
         self.note("asleep" if sleeps else "frozen", host.id, f"{seconds:.1f}")
+        self.world.engine.saw("a host slept" if sleeps else "a host was frozen")
         self.later(seconds, lambda: self.thaw(host.machine))
 
     def pause_control(self) -> None:
@@ -164,6 +167,7 @@ class Faults:
         host = self.a_host().id
         agent = self.world.agents[host]
         agent.kill()
+        self.world.engine.saw("an agent was killed")
         if self.rng.random() < 0.3:
             self.off.add(host)
             self.later(self.length(), lambda: self.off.discard(host))
@@ -174,6 +178,7 @@ class Faults:
         if host.trainers:
             trainer = self.rng.choice(host.trainers)
             self.note("kill shim", host.id, trainer.process.name)
+            self.world.engine.saw("a shim was killed")
             host.kill_shim(trainer.files)
 
     def kill_trainer(self) -> None:
@@ -182,6 +187,7 @@ class Faults:
         if host.trainers:
             trainer = self.rng.choice(host.trainers)
             self.note("kill trainer", host.id, trainer.process.name)
+            self.world.engine.saw("a trainer was killed")
             host.signal(trainer, 9)
 
     def reboot(self) -> None:
@@ -191,6 +197,7 @@ class Faults:
             return
         self.off.add(host.id)
         self.note("power off", host.id)
+        self.world.engine.saw("a host lost power")
         self.world.agents[host.id].kill()
         host.lose_power()
         machine = host.machine
@@ -223,6 +230,7 @@ class Faults:
         broker.up = False
         wipe = self.rng.random() < 0.35
         self.note("broker down", "wiped" if wipe else "")
+        self.world.engine.saw("the broker was wiped" if wipe else "the broker was restarted")
 
         def back() -> None:
             if wipe:
@@ -244,7 +252,7 @@ class Faults:
         world = self.world
         self.process.alive = False
         broker = world.broker
-        broker.loss = broker.copies = broker.delay = 0.0
+        broker.loss = broker.copies = broker.delay = broker.late = 0.0
         self.crash_chance = world.api.crash_chance = 0.0
         for link in broker.links.values():
             link.out = link.back = True
