@@ -9,6 +9,7 @@ import argparse
 import gc
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -67,6 +68,11 @@ def many(first: int, count: int, workers: int) -> int:
     print(f"wall clock          {took:.1f} s, {count / took:.1f} seeds/s")
     print(f"virtual time        {hours:.1f} h, {sum(o.events for o in outcomes)} events")
     print(f"attempts            {sum(o.attempts for o in outcomes)}")
+    seen: Counter[str] = Counter()
+    for one in outcomes:
+        seen.update(dict(one.seen))
+    for what, times in sorted(seen.items()):
+        print(f"{times:8} times        {what}")
     print(
         f"longest overlap     {max((o.overlap for o in outcomes), default=0.0):.2f} s (a tick is 2 s)"
     )

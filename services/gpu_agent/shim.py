@@ -138,15 +138,22 @@ def claim(attempt_dir: str, who: str) -> bool:
 def begin(attempt_dir: str, launch: dict[str, Any]) -> list[int]:
     """Take the locks and mark the attempt as used; return the descriptors.
 
-    Raises Locked, or FileExistsError when the attempt was used before or the agent has given it up.
+    Raises Locked, or FileExistsError when the attempt was used before, the agent has given it up, or its lease is over.
     """
     locks = take_locks(launch["locks"], launch["holder"])
     used = os.path.join(attempt_dir, "pid.json")  # noqa: PTH118
     before = any(os.path.exists(os.path.join(attempt_dir, n)) for n in ("pid.json", "exit.json"))  # noqa: PTH110, PTH118
-    if before or not claim(attempt_dir, f"shim {os.getpid()}"):
+    if before or is_overdue(launch) or not claim(attempt_dir, f"shim {os.getpid()}"):
         raise FileExistsError(used)
     write_json(used, {"shim": identity(os.getpid()), "trainer": None, "boot_id": boot_id()})
     return locks
+
+
+def is_overdue(launch: dict[str, Any]) -> bool:
+    """Tell whether the host slept since the agent's start for so long that the trainer would have to stop at once."""
+    lease = launch.get("leased") or {}
+    counts = launch.get("policy") == "stop_and_requeue" and lease.get("boot_id") == boot_id()
+    return bool(counts and now() > lease["renewed"] + launch["stop_after"] * 0.98)
 
 
 def record(attempt_dir: str, trainer: int) -> None:
@@ -355,18 +362,10 @@ def members() -> set[int]:
         parents[int(name)] = fields[0]
         if fields[1] == me:
             session.add(int(name))
-    found = {p for p in parents if p in session or _descends(p, me, parents)}
-    return found - {me}
-
-
-def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    seen = set()
-    while pid in parents and pid not in seen:
-        seen.add(pid)
-        pid = parents[pid]
-        if pid == ancestor:
-            return True
-    return False
+    mine = {me, *session}
+    while more := {p for p, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return mine - {me}
 
 
 def clear_session() -> int:

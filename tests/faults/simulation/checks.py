@@ -6,7 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from services.scheduler.core.decisions import AttemptSaved, CheckpointSaved, Decision, Published
+from services.scheduler.core.decisions import (
+    AttemptSaved,
+    CheckpointSaved,
+    Counted,
+    Decision,
+    Published,
+)
 from services.scheduler.core.inputs import FactArrived, Input
 from shared.events.job import JobEventBase
 from shared.events.subjects import RunSubject
@@ -45,6 +51,9 @@ class Checks:
         self.alive: dict[str, list[tuple[Trainer, SimHost]]] = defaultdict(list)
         self.ever_started: set[Key] = set()
         self.overlap: dict[tuple[str, int, int], float] = defaultdict(float)
+        """For how long two attempts of a job ran at a time."""
+        self.beyond: dict[tuple[str, int, int], float] = defaultdict(float)
+        """How much of that was not within a tick after the older one's host woke up."""
         self.excused: set[Key] = set()
         """Attempts whose host may go on by policy or by the user's word, or whose shim was killed."""
         self.stop_policy: set[str] = set()
@@ -70,10 +79,14 @@ class Checks:
                 self._published(one)
             elif isinstance(one, CheckpointSaved):
                 self._checkpoint(one)
+            elif isinstance(one, Counted):
+                self.engine.saw(f"the scheduler counted: {one.name}")
 
     def _attempt(self, one: AttemptSaved, facts: set[Key], only_facts: bool) -> None:
         key = (one.job, one.attempt)
         newest = self.newest.get(one.job, 0)
+        if one.status == "fenced":
+            self.engine.saw("an attempt was fenced")
         self.engine.note("books", one.status, one.job[-2:], one.attempt, one.host, one.reason)
         if one.status == "assigned":
             if one.attempt <= newest:
@@ -168,10 +181,18 @@ class Checks:
         if passed <= 0:
             return
         for job, trainers in self.alive.items():
-            running = sorted(t.files.attempt for t, host in trainers if not host.machine.frozen)
-            for n, older in enumerate(running):
-                for newer in running[n + 1 :]:
+            if len(trainers) < 2:
+                continue
+            running = sorted(
+                (t.files.attempt, host.machine.thawed_at)
+                for t, host in trainers
+                if not host.machine.frozen
+            )
+            for n, (older, woken) in enumerate(running):
+                beyond = min(passed, max(0.0, self.engine.now - (woken + TICK)))
+                for newer, _ in running[n + 1 :]:
                     self.overlap[job, older, newer] += passed
+                    self.beyond[job, older, newer] += beyond
 
     def trainer(self, host: SimHost, trainer: Trainer, started: bool) -> None:
         """Note that a trainer began or ended."""
@@ -182,6 +203,12 @@ class Checks:
         if not started:
             mine[:] = [(t, h) for t, h in mine if t is not trainer]
             self.engine.note(trainer.process.name, "ends", host.id, trainer.code, trainer.signal)
+            if trainer.watch is not None and trainer.watch.lost:
+                self.engine.saw(
+                    "a shim killed its trainer"
+                    if trainer.signal == 9
+                    else "a shim stopped its trainer"
+                )
             return
         self.engine.note(trainer.process.name, "begins", host.id)
         if key in self.ever_started:
@@ -195,14 +222,14 @@ class Checks:
                     self.fail("two attempts run on one host", *key, host.id)
         mine.append((trainer, host))
 
-    def judge_overlaps(self, paused: dict[str, bool]) -> None:
-        """Compare what was added up with what is allowed; `paused`: hosts that were ever frozen."""
+    def judge_overlaps(self) -> None:
+        """Compare what was added up with what is allowed: nothing, but for one tick after a whole-host pause."""
         self.account()
         for (job, older, newer), seconds in self.overlap.items():
             if job not in self.stop_policy or (job, older) in self.excused:
                 continue
             self.most_overlap = max(self.most_overlap, seconds)
-            host = self.host_of[job, older]
-            allowed = TICK if paused.get(host) else 0.0
-            if seconds > allowed + 1e-9:
+            self.engine.saw("an overlap after a pause")
+            if self.beyond[job, older, newer] > 1e-9:
+                host = self.host_of[job, older]
                 self.fail("two attempts ran at a time", job, older, newer, host, f"{seconds:.2f} s")

@@ -32,6 +32,7 @@ class Machine:
     booted_at: float = 0.0
     boots: int = 0
     frozen_since: float = 0.0
+    thawed_at: float = -1e9
     sleeps: bool = False
     """This time it is suspended: its timers stand still (CLOCK_MONOTONIC) while the boot clock goes on."""
     lag: float = 0.0
@@ -163,7 +164,7 @@ class Engine:
 
         What came or fell due meanwhile happens at once, in its order; timers of a machine that slept have stood still.
         """
-        machine.frozen = False
+        machine.frozen, machine.thawed_at = False, self.now
         slept = self.now - machine.frozen_since if machine.sleeps else 0.0
         machine.lag += slept
         deferred, machine.deferred = machine.deferred, []

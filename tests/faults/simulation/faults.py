@@ -52,6 +52,8 @@ class Faults:
     def length(self) -> float:
         """Return how long a cut or pause lasts: short, longer than the lease, longer than the requeue."""
         kind = self.rng.random()
+        if self.world.tight and kind > 0.4:
+            return self.rng.uniform(60.0, 90.0)
         if kind < 0.4:
             return self.rng.uniform(0.5, 8.0)
         return self.rng.uniform(12.0, 30.0) if kind < 0.5 else self.rng.uniform(32.0, 70.0)

@@ -149,7 +149,10 @@ class SimHost:
             yield 0.2
             waited += 0.2
         used = files.boot_id is not None or files.exit is not None
-        if used or not files.claims(f"shim-{id(process)}"):
+        late = self._with_fakes(files, None, real_shim.is_overdue)(launch)
+        if late:
+            self.engine.saw("a shim found the lease of its start over")
+        if used or late or not files.claims(f"shim-{id(process)}"):
             process.alive = False
             done("used")
             return
@@ -188,10 +191,19 @@ class SimHost:
     def _lease_watch(
         self, files: AttemptDir, trainer: Trainer, launch: dict[str, Any]
     ) -> tuple[Any, Callable[[Any], None]]:
+        cls = real_shim.LeaseWatch
+        watch = object.__new__(cls)
+        self._with_fakes(files, trainer, cls.__init__)(watch, "attempt", trainer, launch)
+        return watch, self._with_fakes(files, trainer, cls.look)
+
+    def _with_fakes(self, files: AttemptDir, trainer: Trainer | None, function: Any) -> Any:
+        """Return a function of the shim over this host's clock, files and signals."""
+
         def write_json(_: str, document: dict[str, Any]) -> None:
             files.stop = document
 
         def kill(_: Any, number: int) -> None:
+            assert trainer is not None
             self.signal(trainer, number)
 
         fakes = {
@@ -202,11 +214,7 @@ class SimHost:
             "os": SimpleNamespace(path=os.path, kill=kill),
             "time": SimpleNamespace(time=self.wall),
         }
-        cls = real_shim.LeaseWatch
-        world = {**real_shim.__dict__, **fakes}
-        watch = object.__new__(cls)
-        types.FunctionType(cls.__init__.__code__, world)(watch, "attempt", trainer, launch)
-        return watch, types.FunctionType(cls.look.__code__, world)
+        return types.FunctionType(function.__code__, {**real_shim.__dict__, **fakes})
 
     def wall(self) -> float:
         """Return time.time() of this host."""

@@ -76,6 +76,17 @@ def test_a_host_frozen_while_it_starts_counts_from_the_lease_of_the_start(host: 
     assert host.look(watch, 0.1) == [signal.SIGTERM, signal.SIGKILL]
 
 
+def test_nothing_begins_under_a_lease_that_is_long_over(host: Host) -> None:
+    host.renew()
+    launch = {**LAUNCH, "leased": host.lease}
+    host.time += 97.9
+    assert not shim.is_overdue(launch)
+    host.time += 0.2
+    assert shim.is_overdue(launch)
+    assert not shim.is_overdue({**launch, "policy": "keep"})
+    assert not shim.is_overdue({**launch, "leased": None})
+
+
 def test_a_host_frozen_beyond_the_grace_kills_at_once_although_its_lease_is_renewed(
     host: Host,
 ) -> None:
