@@ -141,7 +141,8 @@ def _age(draft: Draft, host: Host) -> None:
     if host.forgotten or seen is None:
         return
     now = draft.now
-    if host.online and now.boot - seen.boot > draft.limits.silent_after:
+    heard_out = seen.boot if host.deaf_since is None else min(seen.boot, host.deaf_since)
+    if host.online and now.boot - heard_out > draft.limits.silent_after:
         host = draft.put_host(replace(host, online=False))
         for job_id in sorted(host.runs):
             _disconnect(draft, draft.job(job_id))
