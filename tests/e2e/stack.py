@@ -22,8 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 class Stack:
     """Starts, kills and restarts parts of one stack; ends only what it started."""
 
-    def __init__(self, home: Path, **env: str) -> None:
+    def __init__(self, home: Path, *options: str, **env: str) -> None:
+        """`options` of `up`, such as --no-agent; `env` on top of this process's own environment."""
         self.home = home
+        self.options = options
         self.env = os.environ | {
             "TRAINYARD_HOME": str(home),
             "TRAINYARD_CHECKPOINT_DIR": str(home / "checkpoints"),
@@ -38,14 +40,14 @@ class Stack:
     def start(self, seconds: float = 90.0) -> Client:
         with (self.home / "up.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trainyard.cli.main", "up"],
+                [sys.executable, "-P", "-m", "trainyard.cli.main", "up", *self.options],
                 env=self.env,
                 stdout=output,
                 stderr=output,
             )
         until((self.home / "run" / "stack.json").exists, seconds, "the stack is up", self)
         url = json.loads((self.home / "run" / "stack.json").read_text())["url"]
-        self._client = Client(url)
+        self._client = Client(url, self.env.get("TRAINYARD_API_TOKEN"))
         return self._client
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import threading
@@ -112,15 +111,12 @@ class Follower:
         return False
 
 
-def read_logs(client: Client, job: str) -> tuple[str, ...]:
-    """Return every line of the job's log as REST shows it, oldest first."""
-    found: list[str] = []
-    after = 0
-    while True:
+def read_logs(client: Client, job: str) -> tuple[tuple[int, str], ...]:
+    """Return (attempt, text) of every line of the job's log as REST shows it, oldest first."""
+    found: list[tuple[int, str]] = []
+    after: int | None = 0
+    while after is not None:
         page = client.jobs.logs(job, after=after, limit=1000)
-        lines = page["items"] if "items" in page else page["lines"]
-        found += [line["message"] for line in lines]
-        if not lines:
-            return tuple(found)
-        with contextlib.suppress(KeyError):
-            after = lines[-1]["seq"]
+        found += [(line["attempt"], line["message"]) for line in page["items"]]
+        after = page["next"]
+    return tuple(found)

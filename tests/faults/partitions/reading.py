@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.faults.checker import Violation
 from tests.faults.partitions.cuts import Cut, Way
@@ -134,7 +135,8 @@ def _held(seen: Reading) -> list[Seen]:
 def _disconnected(seen: Reading, shown: list[Seen]) -> Iterator[Violation]:
     for one in shown:
         if one.reason == "disconnected" and not any(
-            start <= one.at and one.asked <= end for start, end in map(seen.may_be_silent, seen.cuts)
+            start <= one.at and one.asked <= end
+            for start, end in map(seen.may_be_silent, seen.cuts)
         ):
             yield Violation("disconnected without cause", seen.job, _when(seen, one))
     for one in [*seen.reads, *_held(seen)]:
@@ -186,7 +188,7 @@ def _steps(seen: Reading) -> Iterator[Violation]:
 def _feed(seen: Reading) -> Iterator[Violation]:
     """Check that the client that came again and again has every frame once, in order."""
     numbers = [frame.seq for frame in seen.frames]
-    if any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(numbers)):
         yield Violation("frame out of order or twice", seen.job, str(numbers))
     whole = {f.seq: (f.type, f.data) for f in seen.replay if f.type != "progress"}
     read = {f.seq: (f.type, f.data) for f in seen.frames if f.type != "progress"}

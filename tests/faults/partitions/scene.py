@@ -1,0 +1,337 @@
+"""A stack, hosts behind lines that can be cut, a job on each, readers of every job; and the judgement of all of it.
+
+The times are short: a host is silent after 6.6 s, a run without a lease is stopped by its host after 9 s and placed elsewhere
+after 18.2 s at the earliest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import httpx2
+
+from services.gpu_agent.core import loglines
+from tests.e2e.stack import Stack, until
+from tests.faults.checker import AttemptSeen, JobSeen, Observation, check
+from tests.faults.observing import leftovers, observe, processes_of, stored_steps
+from tests.faults.partitions.cuts import Cut, Line, Way
+from tests.faults.partitions.follower import Follower, read_logs
+from tests.faults.partitions.pacer import Pacer
+from tests.faults.partitions.reading import LogSeen, Reading, Terms, judge
+from tests.faults.partitions.second_host import SecondHost
+from tests.faults.proof import Report
+from tests.faults.watcher import Watcher, attempt_folders
+from tests.faults.workload import Workload
+from trainyard import Job
+
+LEASE, GRACE, STOP_AFTER, KILL_GRACE, MARGIN, BEAT = 5.0, 1.5, 9.0, 4.0, 5.0, 1.0
+SILENT_AFTER = LEASE * 1.02 + GRACE
+REQUEUE_AFTER = STOP_AFTER * 1.02 + KILL_GRACE + MARGIN
+SETTINGS = {
+    "TRAINYARD_SCHEDULER_LEASE_TTL": str(LEASE),
+    "TRAINYARD_SCHEDULER_GRACE": str(GRACE),
+    "TRAINYARD_SCHEDULER_STOP_AFTER": str(STOP_AFTER),
+    "TRAINYARD_SCHEDULER_KILL_GRACE": str(KILL_GRACE),
+    "TRAINYARD_SCHEDULER_REQUEUE_MARGIN": str(MARGIN),
+    "TRAINYARD_AGENT_HEARTBEAT_SECONDS": str(BEAT),
+}
+STEPS, SAVE_STEPS = 240, 20
+START_SECONDS = 120.0
+SHELTER = "shelter"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One host and its job. `seconds`: of each cut, one after another."""
+
+    way: Way
+    policy: str
+    seconds: tuple[float, ...]
+    shared: bool = False
+    """Checkpoints lie in a folder that the shelter reads too."""
+    pause: float = 15.0
+    """Seconds between two cuts."""
+
+    @property
+    def is_long(self) -> bool:
+        return max(self.seconds) > SILENT_AFTER
+
+
+def terms(heal: float) -> Terms:
+    """Return the times in force; `heal`: what a connection may need to carry again."""
+    return Terms(
+        SILENT_AFTER, BEAT, late=3.5, late_deaf=11.0, heal=heal, requeue_after=REQUEUE_AFTER
+    )
+
+
+class Scene:
+    """Everything is stopped and removed at the exit, also after a failure."""
+
+    def __init__(
+        self, stack: Stack, lines: Callable[[str], Line], model: Path, seed: int, heal: float
+    ) -> None:
+        self.stack = stack
+        self.lines = lines
+        self.terms = terms(heal)
+        self.rng = random.Random(seed)
+        self.workload = Workload(stack, model, self.rng)
+        self.watcher = Watcher(stack.home)
+        self.hosts: list[SecondHost] = []
+        self.cases: dict[str, Case] = {}
+        """By label of the host."""
+        self.followers: dict[str, Follower] = {}
+        self.pacer = Pacer([])
+        self.moved: dict[str, tuple[int, ...]] = {}
+        """Job → what was stored of its first attempt when the second ran elsewhere, where that one was given up."""
+        self._failures: list[BaseException] = []
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        try:
+            self.stack.home.mkdir(parents=True, exist_ok=True)
+            self.stack.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stack = self.stack
+        for ending in (
+            self.pacer.stop,
+            *(f.stop for f in self.followers.values()),
+            self.watcher.stop,
+        ):
+            with contextlib.suppress(Exception):
+                ending()
+        for host in self.hosts:
+            host.stop()
+            host.line.close()
+        if stack.process is not None and stack.process.poll() is None:
+            stack.stop()
+        for pid in processes_of(stack.home):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    # setting up
+
+    def host(self, label: str, case: Case | None, slots: int = 1) -> SecondHost:
+        """Begin to join one host."""
+        env = {**SETTINGS, "TRAINYARD_AGENT_SLOTS": str(slots)}
+        if roots := self.stack.env.get("TRAINYARD_DATA_ROOTS"):
+            env["TRAINYARD_DATA_ROOTS"] = roots
+        if case is None or case.shared:
+            shared = self.stack.home / "shared"
+            shared.mkdir(exist_ok=True)
+            env |= {
+                "TRAINYARD_AGENT_SHARED_PATHS": str(shared),
+                "TRAINYARD_CHECKPOINT_DIR": str(shared / "checkpoints"),
+            }
+        home = self.stack.home / "hosts" / label
+        found = SecondHost(self.stack, home, label, self.lines(label), env)
+        self.hosts.append(found)
+        found.join()
+        if case is not None:
+            self.cases[label] = case
+        return found
+
+    def set_up(self, cases: list[Case]) -> None:
+        """Join a host for each case and bring a job to its first announced checkpoint on each; then a shelter."""
+        named = [(f"box{n}", case) for n, case in enumerate(cases)]
+        begun = [self.host(label, case) for label, case in named]
+        for host in begun:
+            host.start()
+        self.pacer = Pacer([host.jobs_dir for host in begun])
+        self.pacer.start()
+        for label, case in named:
+            # who may move cannot be pinned: hosts that are alike are filled in any order
+            pin = {"host": label} if case.policy == "keep" or not case.is_long else {}
+            job = self.workload.submit(
+                max_steps=STEPS, save_steps=SAVE_STEPS, num_epochs=100, context_length=64,
+                disconnect_policy=case.policy, **pin,
+            )  # fmt: skip
+            follower = Follower(
+                self.stack.client.url, self.stack.client.token, job, self.rng.randrange(1 << 30)
+            )
+            self.followers[job] = follower
+            follower.start()
+        for job in self.followers:
+            until(
+                lambda j=job: self._has_checkpoint(j),
+                START_SECONDS,
+                f"{job} has a checkpoint",
+                self.stack,
+            )  # type: ignore[misc]
+        if any(case.shared for case in cases):
+            shelter = self.host(SHELTER, None, slots=sum(case.shared for case in cases) + 1)
+            shelter.start()
+            self.pacer.jobs_dirs.append(shelter.jobs_dir)
+            until(lambda: self._is_online(SHELTER), 60, "the shelter is online", self.stack)
+
+    def _has_checkpoint(self, job: str) -> bool:
+        return any(c.step > 0 for c in self.stack.client.jobs.checkpoints(job))
+
+    def _is_online(self, label: str) -> bool:
+        return any(h.label == label and h.online for h in self.stack.client.hosts.list())
+
+    # cutting
+
+    def cut_all(self) -> None:
+        """Cut and heal every host as its case says, side by side; wait until the user reads that all are back."""
+        jobs = {self.stack.client.jobs.get(job).host: job for job in self.followers}
+        threads = [
+            threading.Thread(target=self._guarded, args=(host, jobs[host.label]))
+            for host in self.hosts
+            if host.label in self.cases
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(600)
+        if self._failures:
+            raise self._failures[0]
+
+    def _guarded(self, host: SecondHost, job: str) -> None:
+        try:
+            self._cut(host, job, self.cases[host.label])
+        except BaseException as error:  # noqa: BLE001 - told to the test that waits for it
+            self._failures.append(error)
+
+    def _cut(self, host: SecondHost, job: str, case: Case) -> None:
+        for n, seconds in enumerate(case.seconds):
+            if n:
+                time.sleep(case.pause)
+            began = time.time()
+            host.line.cut(case.way)
+            time.sleep(seconds)
+            if (
+                case.policy == "stop_and_requeue"
+                and seconds > REQUEUE_AFTER
+                and case.shared
+                and case.way is not Way.TO_AGENT
+            ):
+                until(lambda: self._runs_elsewhere(job), 60, f"{job} runs elsewhere", self.stack)
+            self._note_moved(job)
+            host.line.heal()
+            host.cuts.append(Cut(case.way, began, time.time()))
+        until(lambda: self._is_online(host.label), 60, f"{host.label} is back", self.stack)
+
+    def _runs_elsewhere(self, job: str) -> bool:
+        shown = self.stack.client.jobs.get(job)
+        return shown.attempt == 2 and shown.status == "RUNNING"
+
+    def _note_moved(self, job: str) -> None:
+        shown = self.stack.client.jobs.get(job)
+        if shown.attempt < 2:
+            return
+        if any(
+            e["type"] == "job.requeued" and e["reason"] == "host_lost"
+            for e in self.stack.client.jobs.events(job)
+        ):
+            self.moved[job] = stored_steps(self.stack.home, job, 1)
+
+    # judging
+
+    def finish(self, name: str, seed: int, settle: float = 180.0) -> tuple[Report, Observation]:
+        """Let the jobs run free to their end, judge everything, stop the stack and look for what it left."""
+        self.pacer.free |= set(self.followers)
+        ended = self.workload.settle(settle)
+        for follower in self.followers.values():
+            follower.catch_up(30)
+        seen = observe(self.stack, self.workload, self.watcher)
+        seen = replace(seen, jobs=tuple(self._with_moved(job) for job in seen.jobs))
+        readings = [
+            self._reading(ended[job], follower, seen) for job, follower in self.followers.items()
+        ]
+        for follower in self.followers.values():
+            follower.stop()
+        violations = check(seen) + [v for one in readings for v in judge(one)]
+        self.pacer.stop()
+        for host in self.hosts:
+            host.stop()
+        self.stack.stop()
+        left = replace(
+            seen, orphans=tuple(leftovers(self.stack.home, 20)), jobs=(), acknowledged=()
+        )
+        faults = Counter(
+            f"cut {cut.way}{' beyond the lease' if cut.seconds > SILENT_AFTER else ''}, {case.policy}"
+            for host in self.hosts if (case := self.cases.get(host.label)) for cut in host.cuts
+        )  # fmt: skip
+        attempts = sum(len(job.attempts) for job in seen.jobs)
+        report = Report(
+            name, seed, [*violations, *check(replace(left, held_locks=(), unpublished=0, dead_letters=0))],
+            faults, len(seen.jobs), attempts, time.monotonic() - self._began,
+        )  # fmt: skip
+        return report, seen
+
+    def stale_items(self) -> int:
+        """Return how many items of fenced attempts the api has counted."""
+        headers = (
+            {"Authorization": f"Bearer {self.stack.client.token}"}
+            if self.stack.client.token
+            else {}
+        )
+        text = httpx2.get(f"{self.stack.client.url}/metrics", headers=headers, timeout=20).text
+        lines = [
+            line
+            for line in text.splitlines()
+            if line.startswith('trainyard_stale_events_total{reason="fenced"}')
+        ]
+        return int(float(lines[0].split()[1])) if lines else 0
+
+    def _with_moved(self, job: JobSeen) -> JobSeen:
+        if job.uuid not in self.moved:
+            return job
+        first = replace(job.attempts[0], stored_when_moved=self.moved[job.uuid])
+        return replace(job, attempts=(first, *job.attempts[1:]))
+
+    def _reading(self, job: Job, follower: Follower, seen: Observation) -> Reading:
+        host = next(h for h in self.hosts if h.label == _first_host(follower))
+        found = next(j for j in seen.jobs if j.uuid == job.uuid)
+        lines = read_logs(self.stack.client, job.uuid)
+        data = self.stack.client.jobs.metrics(job.uuid, ["loss"], points=10_000)
+        points = zip(data.x, data.series["loss"], strict=True)
+        return Reading(
+            job.uuid, self.cases[host.label].policy, self.terms, tuple(host.cuts), tuple(follower.reads),
+            tuple(follower.frames), follower.replay(),
+            logs=tuple(self._log(job.uuid, a, lines) for a in found.attempts),
+            chart=tuple(int(x) for x, loss in points if x is not None and loss is not None),
+            max_steps=STEPS,
+        )  # fmt: skip
+
+    def _log(self, job: str, attempt: AttemptSeen, lines: tuple[tuple[int, str], ...]) -> LogSeen:
+        folders = attempt_folders(self.stack.home, job)
+        folder = next(f for f in folders if int(f.name) == attempt.number)
+        starts = [
+            _log_offset(f)
+            for f in folders
+            if f.parent == folder.parent and int(f.name) >= attempt.number
+        ]
+        log = folder.parent.parent / "logs" / "train.log"
+        data = log.read_bytes()[slice(*itertools.islice([*starts, None], 2))]
+        written = [
+            item["message"] for _, item, _ in loglines.decode(data, "", True) if item is not None
+        ]
+        shown = tuple(text for number, text in lines if number == attempt.number)
+        return LogSeen(attempt.number, tuple(written), shown, attempt.fenced)
+
+
+def _log_offset(folder: Path) -> int:
+    return int(json.loads((folder / "entry.json").read_text())["log_offset"])
+
+
+def _first_host(follower: Follower) -> str:
+    return next(s.host for s in follower.reads if s.attempt == 1 and s.host is not None)
