@@ -219,7 +219,8 @@ def _corrections(context: HookContext) -> list[RunCheckpoint]:
     entry = context.entry
     if not entry.resume:
         return []
-    return differences(context.checkpoint_dir, entry.checkpoints, time.time())
+    found = differences(context.checkpoint_dir, entry.checkpoints, time.time())
+    return [fact for fact in found if fact.step not in context.skipped]
 
 
 def _append_notes(log: Path, notes: Sequence[tuple[str, str]]) -> None:

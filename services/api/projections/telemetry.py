@@ -149,7 +149,8 @@ def _note_attempt(ledger: Ledger, live: LiveJob, event: JobEventBase) -> None:
     row = ledger.attempts.get((live.job, state.attempt))
     if row is None and state.host is not None:
         for older in ledger.attempts_of(live.job):
-            if older.attempt < state.attempt and not older.ended:
+            # on the same host it was over before the newer one began, which goes on from what it had saved
+            if older.attempt < state.attempt and not older.ended and older.host != state.host:
                 older.fenced = True
         row = ledger.add_attempt(live, state.attempt, state.host)
     if row is not None and event.change in _ENDS and state.final_seq is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from services.api.db.tables import AttemptRow, JobRow
 from shared.events.subjects import RunSubject
@@ -20,7 +20,7 @@ class Verdict(StrEnum):
     """No assignment is known yet: read JOBS up to its end, then ask again."""
     WRONG_HOST = "wrong_host"
     STALE = "stale"
-    """A newer attempt exists and this one never ended properly: a zombie."""
+    """A newer attempt exists elsewhere and this one never ended properly: a zombie."""
     DELETED = "deleted"
 
     @property
@@ -33,7 +33,8 @@ def verdict(session: Session, subject: RunSubject) -> Verdict:
     """Return STORE, or why what `subject`'s host says of this attempt is not stored.
 
     An attempt that ended properly (its last numbers are known) is stored to its end, however late it arrives; one
-    that was given up while its host was silent is fenced as soon as a newer attempt exists.
+    that was given up while its host was silent is fenced as soon as a newer attempt exists on another host. On the same
+    host the newer one has begun only after it was over, from what it had saved.
     """
     job = session.get(JobRow, subject.job)
     if job is not None and (job.state or {}).get("deleted"):
@@ -44,6 +45,15 @@ def verdict(session: Session, subject: RunSubject) -> Verdict:
         return Verdict.STALE if older else Verdict.UNKNOWN_ATTEMPT
     if row.host != subject.host:
         return Verdict.WRONG_HOST
-    if subject.attempt < job.attempt and row.final_seq is None:
+    if subject.attempt < job.attempt and row.final_seq is None and _moved(session, subject):
         return Verdict.STALE
     return Verdict.STORE
+
+
+def _moved(session: Session, subject: RunSubject) -> bool:
+    """Tell whether a newer attempt was given to another host."""
+    c = AttemptRow
+    newer = select(c.attempt).where(
+        col(c.job) == subject.job, col(c.attempt) > subject.attempt, col(c.host) != subject.host
+    )
+    return session.exec(newer.limit(1)).first() is not None

@@ -48,6 +48,8 @@ class HookContext:
     eval_data_path: str | None = None
     resume_from: Path | None = None
     resume_step: int | None = None
+    skipped: frozenset[int] = frozenset()
+    """Steps of checkpoints that are there and do not belong to the job's history."""
     datasets: dict[str, str] = field(default_factory=dict)
     """Path → SHA-256 of its content."""
 

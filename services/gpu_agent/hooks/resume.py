@@ -7,14 +7,26 @@ from services.gpu_agent.hooks.context import HookContext, Refusal
 
 
 def check(context: HookContext) -> Refusal | None:
-    """Choose the checkpoint; damaged ones are named in the log and skipped. Never refuses."""
+    """Choose the checkpoint; damaged ones are named in the log and skipped. Never refuses.
+
+    Where the attempt before this one ran elsewhere, one that the scheduler does not know is skipped too: it was saved
+    after that host was cut off, and the steps that led to it will never be shown.
+    """
     folder = context.checkpoint_dir
     removed = checkpoint_store.sweep_leftovers(folder)
     if removed:
         context.notes.append(("INFO", f"Removed unfinished checkpoints: {', '.join(removed)}"))
     if not context.entry.resume:
         return None
-    for found in checkpoint_store.list_complete(folder):
+    known = context.entry.checkpoints
+    complete = checkpoint_store.list_complete(folder)
+    if known and not _went_before(context):
+        context.skipped = frozenset(c.step for c in complete if c.step not in known)
+    for found in complete:
+        if found.step in context.skipped:
+            text = f"{found.path} was saved on a host that was cut off, and is skipped"
+            context.notes.append(("INFO", text))
+            continue
         problem = checkpoint_store.verify(found.path)
         if problem is None:
             context.resume_from, context.resume_step = found.path, found.step
@@ -23,3 +35,14 @@ def check(context: HookContext) -> Refusal | None:
         context.notes.append(("WARNING", f"{found.path} is damaged and is skipped: {problem}"))
     context.notes.append(("INFO", "No checkpoint to resume from; starting from the model."))
     return None
+
+
+def _went_before(context: HookContext) -> bool:
+    """Tell whether the attempt before this one, but for those that never started, ran on this host."""
+    for number in range(context.entry.attempt - 1, 0, -1):
+        files = context.job_files.attempt(number)
+        if files.pid.exists():
+            return True
+        if not files.root.exists():
+            return False
+    return False

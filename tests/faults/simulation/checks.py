@@ -124,7 +124,7 @@ class Checks:
     # the api's transactions
 
     def api_jobs(self, items: Sequence[Any], ledger: Any) -> None:
-        """Note which attempts are fenced from here on: a newer one is there and they had not ended properly."""
+        """Note which attempts are fenced from here on: a newer one is there, elsewhere, and they had not ended properly."""
         for _, _, event in items:
             if not isinstance(event, JobEventBase):
                 continue
@@ -133,7 +133,8 @@ class Checks:
                 continue
             self.api_job_n[state.job] = state.job_n
             for older in range(1, state.attempt):
-                if state.host and (state.job, older) not in self.closed:
+                moved = state.host and self.host_of.get((state.job, older)) != state.host
+                if moved and (state.job, older) not in self.closed:
                     self.fenced.add((state.job, older))
             if event.change in ENDS and state.final_seq is not None:
                 self.closed.add((state.job, state.attempt))

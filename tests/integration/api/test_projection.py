@@ -91,6 +91,21 @@ async def test_a_zombie_is_fenced_and_a_late_truth_is_not(both: ApiYard) -> None
     assert attempt(both, 2).outcome == "completed"
 
 
+async def test_what_is_told_late_counts_where_the_next_attempt_follows_on_the_same_host(
+    both: ApiYard,
+) -> None:
+    uuid = (await both.submit())["uuid"]
+    await both.say(Change.ASSIGNED, uuid, host="h1", attempt=1)
+    await both.say(Change.REQUEUED, uuid, reason=Reason.HOST_LOST, host=None)
+    await both.say(Change.ASSIGNED, uuid, host="h1", attempt=2)
+    await both.tell(uuid, started(), host="h1", attempt=1)
+    assert attempt(both, 1).last_run_seq == 1
+    await both.say(Change.REQUEUED, uuid, reason=Reason.HOST_LOST, host=None)
+    await both.say(Change.ASSIGNED, uuid, host="h2", attempt=3)
+    await both.tell(uuid, exited(), host="h1", attempt=1)
+    assert attempt(both, 1).last_run_seq == 1, "now it is a zombie's"
+
+
 def checkpoint(seq: int, step: int, root: str, *, deleted: bool = False) -> RunFactBase:
     path = f"{root}/checkpoint-{step}"
     return RunCheckpoint(seq=seq, t=1.0, step=step, path=path, deleted=deleted)

@@ -1,0 +1,83 @@
+"""Where an attempt goes on after one that was cut off: nothing is taken up whose steps nobody will ever see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.gpu_agent import checkpoint_store
+from services.gpu_agent.hooks import resume
+from services.gpu_agent.hooks.context import HookContext
+from services.gpu_agent.layout import HostFiles
+from services.gpu_agent.starting import _corrections
+from shared.events.calls import ControlEntry
+
+Make = Callable[..., HookContext]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Make attempt 2; `known`: steps of the checkpoints that the scheduler knows."""
+
+    def context(*known: int, **fields: object) -> HookContext:
+        wanted = {"epoch": "e", "job": "job1", "attempt": 2, "desired": "run", "resume": True}
+        entry = ControlEntry.model_validate(wanted | {"checkpoints": known} | fields)
+        host = HostFiles(tmp_path / "agent", tmp_path / "agent" / "jobs", tmp_path / "ckpt")
+        return HookContext(entry, host, None, tmp_path, "cpu", 8000)
+
+    return context
+
+
+def saved(folder: Path, step: int) -> Path:
+    part = checkpoint_store.begin(folder, step)
+    (part / "model.safetensors").write_bytes(b"weights of %d" % step)
+    return checkpoint_store.publish(part, step, "full", 1.0, {}, {}).path
+
+
+def ran_here(context: HookContext, attempt: int, *, started: bool = True) -> None:
+    files = context.job_files.attempt(attempt)
+    files.root.mkdir(parents=True)
+    if started:
+        files.pid.write_text("{}")
+
+
+def test_on_another_host_only_what_the_scheduler_knows_counts(make: Make) -> None:
+    context = make(10, 20)
+    for step in (10, 20, 30):
+        saved(context.checkpoint_dir, step)
+    assert resume.check(context) is None
+    assert context.resume_step == 20
+    assert _corrections(context) == [], "the one that was skipped is not announced either"
+    assert any("checkpoint-30" in text for _, text in context.notes)
+
+
+def test_on_the_same_host_all_that_was_saved_counts_and_is_told(make: Make) -> None:
+    context = make(10, 20)
+    for step in (20, 30):
+        saved(context.checkpoint_dir, step)
+    ran_here(context, 1)
+    assert resume.check(context) is None
+    assert context.resume_step == 30
+    told = [(fact.step, fact.deleted) for fact in _corrections(context)]
+    assert told == [(10, True), (30, False)], "the retention rule took 10 while nobody listened"
+
+
+def test_an_attempt_that_never_started_here_does_not_make_it_the_same_host(make: Make) -> None:
+    context = make(10, attempt=3)
+    for step in (10, 30):
+        saved(context.checkpoint_dir, step)
+    ran_here(context, 2, started=False)
+    assert resume.check(context) is None
+    assert context.resume_step == 10
+    ran_here(context, 1)
+    assert resume.check(context) is None
+    assert context.resume_step == 30
+
+
+def test_a_scheduler_that_does_not_tell_limits_nothing(make: Make) -> None:
+    context = make()
+    saved(context.checkpoint_dir, 30)
+    assert resume.check(context) is None
+    assert context.resume_step == 30
