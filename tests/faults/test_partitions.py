@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import random
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import Stack
-from tests.faults.checker import Observation
 from tests.faults.partitions.cuts import Way
-from tests.faults.partitions.proxied import ProxiedLine
-from tests.faults.partitions.scene import SETTINGS, Case, Scene
-from tests.faults.proof import Report
+from tests.faults.partitions.runs import Outcome, run
+from tests.faults.partitions.scene import Case
 
 pytestmark = pytest.mark.e2e
 KEEP, MOVE = "keep", "stop_and_requeue"
 SHORT, LONG, BEYOND = 3.0, 20.0, 22.0
 """Seconds: within the lease, beyond it, and beyond the moment from which a run may be placed elsewhere."""
-HEAL = 8.0
+REPEATED = 25
+"""Cuts of one run of the repetition; it is done twice."""
 
 
-def run(
-    home: Path, model: Path, seed: int, name: str, cases: list[Case]
-) -> tuple[Report, Observation, int]:
-    stack = Stack(home, "--no-agent", **SETTINGS)
-
-    def line(_: str) -> ProxiedLine:
-        return ProxiedLine(stack, json.loads((home / "run" / "nats.json").read_text())["url"])
-
-    with Scene(stack, line, model, seed, HEAL) as scene:
-        scene.set_up(cases)
-        scene.cut_all()
-        stale = scene.stale_items()
-        report, seen = scene.finish(name, seed)
-    print(report)
-    return report, seen, stale
+def went_on(outcome: Outcome) -> bool:
+    """Tell whether every run trained on while its host was cut off."""
+    return bool(outcome.trained) and all(b > a for a, b in outcome.trained.values())
 
 
 def test_cuts_of_every_direction_within_and_beyond_the_lease(
@@ -48,9 +34,68 @@ def test_cuts_of_every_direction_within_and_beyond_the_lease(
         Case(Way.BOTH, MOVE, (BEYOND,), shared=True),
         Case(Way.BOTH, MOVE, (BEYOND,)),
     ]
-    report, seen, stale = run(tmp_path / "home", tiny_model, seed, "partitions", cases)
-    assert report.violations == [], str(report)
-    fenced = [a for job in seen.jobs for a in job.attempts if a.fenced]
-    assert fenced, "the run that moved was given up"
-    assert any(len(a.stored) < len(a.logged) for a in fenced), "it went on after the cut"
-    assert stale > 0, "and what it said of that was counted"
+    outcome = run(tmp_path / "home", tiny_model, seed, "partitions", cases)
+    assert outcome.report.violations == [], str(outcome.report)
+    assert went_on(outcome), str(outcome.trained)
+    fenced = [a for job in outcome.seen.jobs for a in job.attempts if a.fenced]
+    assert len(fenced) == 1, "the run that moved to another host was given up"
+    assert len(fenced[0].stored) < len(fenced[0].logged), "it went on after the cut"
+    assert outcome.stale > 0, "and what it said of that was counted"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("policy", [KEEP, MOVE])
+def test_the_whole_matrix(tmp_path: Path, tiny_model: Path, seed: int, policy: str) -> None:
+    long = LONG if policy == KEEP else BEYOND
+    cases = [Case(way, policy, (SHORT,)) for way in Way]
+    cases += [Case(way, policy, (long,), shared=policy == MOVE) for way in Way]
+    outcome = run(tmp_path / "home", tiny_model, seed, f"matrix, {policy}", cases)
+    assert outcome.report.violations == [], str(outcome.report)
+    assert went_on(outcome), str(outcome.trained)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("half", [1, 2])
+def test_fifty_cuts(tmp_path: Path, tiny_model: Path, seed: int, half: int) -> None:
+    rng = random.Random(f"{seed}.{half}")
+    cases = []
+    for _ in range(5):
+        cuts = [
+            rng.uniform(0.5, 3.0) if rng.random() < 0.6 else rng.uniform(9, 18) for _ in range(5)
+        ]
+        cases.append(Case(rng.choice(list(Way)), KEEP, tuple(cuts), pause=12.0))
+    outcome = run(tmp_path / "home", tiny_model, seed, f"{REPEATED} cuts", cases, steps=700)
+    assert sum(outcome.report.faults.values()) == REPEATED
+    assert outcome.report.violations == [], str(outcome.report)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("plant", "case", "rules"),
+    [
+        ("reason kept", Case(Way.BOTH, KEEP, (12.0,)), {"disconnected without cause"}),
+        ("silence not shown", Case(Way.BOTH, KEEP, (14.0,)), {"cut off and not shown"}),
+        (
+            "spool dropped",
+            Case(Way.BOTH, KEEP, (16.0,)),
+            {"step missing or doubled", "gap in the curve", "log not complete and in order"},
+        ),
+        ("not fenced", Case(Way.BOTH, MOVE, (BEYOND,), shared=True), {"stale write accepted"}),
+        (
+            "placed again too early",
+            Case(Way.BOTH, MOVE, (BEYOND,), shared=True),
+            {"placed again too early"},
+        ),
+        (
+            "unknown checkpoint taken",
+            Case(Way.BOTH, MOVE, (BEYOND,), shared=True),
+            {"gap in the curve"},
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_planted_bug_is_caught(
+    tmp_path: Path, tiny_model: Path, seed: int, plant: str, case: Case, rules: set[str]
+) -> None:
+    outcome = run(tmp_path / "home", tiny_model, seed, f"planted: {plant}", [case], plant=plant)
+    assert rules <= {v.rule for v in outcome.report.violations}, str(outcome.report)

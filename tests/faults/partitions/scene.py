@@ -47,7 +47,7 @@ SETTINGS = {
     "TRAINYARD_SCHEDULER_REQUEUE_MARGIN": str(MARGIN),
     "TRAINYARD_AGENT_HEARTBEAT_SECONDS": str(BEAT),
 }
-STEPS, SAVE_STEPS = 240, 20
+SAVE_STEPS = 20
 START_SECONDS = 120.0
 SHELTER = "shelter"
 
@@ -80,8 +80,16 @@ class Scene:
     """Everything is stopped and removed at the exit, also after a failure."""
 
     def __init__(
-        self, stack: Stack, lines: Callable[[str], Line], model: Path, seed: int, heal: float
+        self,
+        stack: Stack,
+        lines: Callable[[str], Line],
+        model: Path,
+        seed: int,
+        heal: float,
+        steps: int = 240,
     ) -> None:
+        """`lines`: the way to the broker of the host with this label; `heal`: see `Terms`."""
+        self.steps = steps
         self.stack = stack
         self.lines = lines
         self.terms = terms(heal)
@@ -95,6 +103,8 @@ class Scene:
         self.pacer = Pacer([])
         self.moved: dict[str, tuple[int, ...]] = {}
         """Job → what was stored of its first attempt when the second ran elsewhere, where that one was given up."""
+        self.trained: dict[str, tuple[int, int]] = {}
+        """Host → steps of its first attempt at the first cut, and at its heal."""
         self._failures: list[BaseException] = []
         self._began = time.monotonic()
 
@@ -131,8 +141,8 @@ class Scene:
     def host(self, label: str, case: Case | None, slots: int = 1) -> SecondHost:
         """Begin to join one host."""
         env = {**SETTINGS, "TRAINYARD_AGENT_SLOTS": str(slots)}
-        if roots := self.stack.env.get("TRAINYARD_DATA_ROOTS"):
-            env["TRAINYARD_DATA_ROOTS"] = roots
+        passed = ("TRAINYARD_DATA_ROOTS", "PYTHONPATH", "TRAINYARD_PLANT")
+        env |= {name: self.stack.env[name] for name in passed if name in self.stack.env}
         if case is None or case.shared:
             shared = self.stack.home / "shared"
             shared.mkdir(exist_ok=True)
@@ -160,7 +170,7 @@ class Scene:
             # who may move cannot be pinned: hosts that are alike are filled in any order
             pin = {"host": label} if case.policy == "keep" or not case.is_long else {}
             job = self.workload.submit(
-                max_steps=STEPS, save_steps=SAVE_STEPS, num_epochs=100, context_length=64,
+                max_steps=self.steps, save_steps=SAVE_STEPS, num_epochs=100, context_length=64,
                 disconnect_policy=case.policy, **pin,
             )  # fmt: skip
             follower = Follower(
@@ -216,7 +226,9 @@ class Scene:
                 time.sleep(case.pause)
             began = time.time()
             host.line.cut(case.way)
+            before = self._steps_made(host, job)
             time.sleep(seconds)
+            self.trained.setdefault(host.label, (before, self._steps_made(host, job)))
             if (
                 case.policy == "stop_and_requeue"
                 and seconds > REQUEUE_AFTER
@@ -228,6 +240,10 @@ class Scene:
             host.line.heal()
             host.cuts.append(Cut(case.way, began, time.time()))
         until(lambda: self._is_online(host.label), 60, f"{host.label} is back", self.stack)
+
+    def _steps_made(self, host: SecondHost, job: str) -> int:
+        events = host.jobs_dir / job / "attempts" / "1" / "events.jsonl"
+        return events.read_bytes().count(b'"type":"metric"')
 
     def _runs_elsewhere(self, job: str) -> bool:
         shown = self.stack.client.jobs.get(job)
@@ -309,7 +325,7 @@ class Scene:
             tuple(follower.frames), follower.replay(),
             logs=tuple(self._log(job.uuid, a, lines) for a in found.attempts),
             chart=tuple(int(x) for x, loss in points if x is not None and loss is not None),
-            max_steps=STEPS,
+            max_steps=self.steps,
         )  # fmt: skip
 
     def _log(self, job: str, attempt: AttemptSeen, lines: tuple[tuple[int, str], ...]) -> LogSeen:

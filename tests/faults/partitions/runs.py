@@ -1,0 +1,51 @@
+"""Runs of the scene behind proxies; the suite takes a short one, the nightly proofs the whole matrix."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.stack import ROOT, Stack
+from tests.faults.checker import Observation
+from tests.faults.partitions.proxied import ProxiedLine
+from tests.faults.partitions.scene import SETTINGS, Case, Scene
+from tests.faults.proof import Report
+
+HEAL = 10.0
+"""Seconds: a connection that stood still goes on at once; one that was given up is tried again within five."""
+PLANTS = Path(__file__).parent / "plants"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    report: Report
+    seen: Observation
+    stale: int
+    """Items of attempts given up that the api has counted."""
+    trained: dict[str, tuple[int, int]]
+    """Host → steps that its first attempt had made when it was cut off, and when that was over."""
+
+
+def run(
+    home: Path, model: Path, seed: int, name: str, cases: list[Case], *, steps: int = 240,
+    plant: str | None = None,
+) -> Outcome:  # fmt: skip
+    """Run one scene; `plant` names a bug for all of its processes."""
+    planted = {}
+    if plant is not None:
+        planted = {"PYTHONPATH": f"{PLANTS}:{ROOT}", "TRAINYARD_PLANT": plant}
+    stack = Stack(home, "--no-agent", **SETTINGS, **planted)
+
+    def line(_: str) -> ProxiedLine:
+        return ProxiedLine(stack, json.loads((home / "run" / "nats.json").read_text())["url"])
+
+    with Scene(stack, line, model, seed, HEAL, steps) as scene:
+        scene.set_up(cases)
+        scene.cut_all()
+        stale = scene.stale_items()
+        report, seen = scene.finish(name, seed)
+    print(report)
+    return Outcome(report, seen, stale, scene.trained)
