@@ -74,6 +74,7 @@ def test_a_host_behind_a_router_that_swallows_what_it_is_given(
         stack, broker = operated(home, tiny_model)
         try:
             with Scene(stack, line, tiny_model, seed, HEAL) as scene:
+                scene.beside.add(broker.pid)
                 scene.set_up([Case(way, KEEP, (LONG,)), Case(way, MOVE, (BEYOND,), shared=True)])
                 scene.cut_all()
                 report, seen = scene.finish(f"namespaces, {way}", seed)

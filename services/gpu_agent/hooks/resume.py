@@ -20,8 +20,8 @@ def check(context: HookContext) -> Refusal | None:
         return None
     known = context.entry.checkpoints
     complete = checkpoint_store.list_complete(folder)
-    if known and not _went_before(context):
-        context.skipped = frozenset(c.step for c in complete if c.step not in known)
+    moved = bool(known) and not _went_before(context)
+    context.skipped = frozenset(c.step for c in complete if moved and c.step not in known)
     for found in complete:
         if found.step in context.skipped:
             text = f"{found.path} was saved on a host that was cut off, and is skipped"

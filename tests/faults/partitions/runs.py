@@ -6,15 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.stack import ROOT, Stack
+from tests.e2e.stack import Stack
 from tests.faults.checker import Observation
 from tests.faults.partitions.proxied import ProxiedLine
 from tests.faults.partitions.scene import SETTINGS, Case, Scene
-from tests.faults.proof import Report
+from tests.faults.scene import NO_ENV, Env, Report
 
 HEAL = 10.0
 """Seconds: a connection that stood still goes on at once; one that was given up is tried again within five."""
-PLANTS = Path(__file__).parent / "plants"
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,10 @@ class Outcome:
 
 def run(
     home: Path, model: Path, seed: int, name: str, cases: list[Case], *, steps: int = 240,
-    plant: str | None = None,
+    env: Env = NO_ENV,
 ) -> Outcome:  # fmt: skip
-    """Run one scene; `plant` names a bug for all of its processes."""
-    planted = {}
-    if plant is not None:
-        planted = {"PYTHONPATH": f"{PLANTS}:{ROOT}", "TRAINYARD_PLANT": plant}
-    stack = Stack(home, "--no-agent", **SETTINGS, **planted)
+    """Run one scene; `env`: further settings of the stack and its hosts."""
+    stack = Stack(home, "--no-agent", **SETTINGS, **env)
 
     def line(_: str) -> ProxiedLine:
         return ProxiedLine(stack, json.loads((home / "run" / "nats.json").read_text())["url"])

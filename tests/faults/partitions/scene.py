@@ -24,15 +24,16 @@ import httpx2
 
 from services.gpu_agent.core import loglines
 from tests.e2e.stack import Stack, until
-from tests.faults.checker import AttemptSeen, JobSeen, Observation, check
-from tests.faults.observing import leftovers, observe, processes_of, stored_steps
+from tests.faults.checker import AttemptSeen, Observation, check
+from tests.faults.observing import Sight, observe, stored_steps
 from tests.faults.partitions.cuts import Cut, Line, Way
 from tests.faults.partitions.follower import Follower, read_logs
 from tests.faults.partitions.pacer import Pacer
 from tests.faults.partitions.reading import LogSeen, Reading, Terms, judge
 from tests.faults.partitions.second_host import SecondHost
-from tests.faults.proof import Report
-from tests.faults.watcher import Watcher, attempt_folders
+from tests.faults.process_table import leftovers, processes_of
+from tests.faults.scene import Report
+from tests.faults.watcher import Watcher, jobs_folder
 from tests.faults.workload import Workload
 from trainyard import Job
 
@@ -95,14 +96,18 @@ class Scene:
         self.terms = terms(heal)
         self.rng = random.Random(seed)
         self.workload = Workload(stack, model, self.rng)
-        self.watcher = Watcher(stack.home)
+        self.homes = [stack.home]
+        """The stack's own and each host's."""
+        self.watcher = Watcher(self.homes)
+        self.beside: set[int] = set()
+        """Processes of the stack's home that somebody else has started and ends."""
         self.hosts: list[SecondHost] = []
         self.cases: dict[str, Case] = {}
         """By label of the host."""
         self.followers: dict[str, Follower] = {}
         self.pacer = Pacer([])
-        self.moved: dict[str, tuple[int, ...]] = {}
-        """Job → what was stored of its first attempt when the second ran elsewhere, where that one was given up."""
+        self.moved: dict[tuple[str, int], tuple[int, ...]] = {}
+        """Attempts given up → what was stored of them when the next one ran elsewhere and their host was still away."""
         self.trained: dict[str, tuple[int, int]] = {}
         """Host → steps of its first attempt at the first cut, and at its heal."""
         self._failures: list[BaseException] = []
@@ -132,7 +137,7 @@ class Scene:
             host.line.close()
         if stack.process is not None and stack.process.poll() is None:
             stack.stop()
-        for pid in processes_of(stack.home):
+        for pid in {p for home in self.homes for p in processes_of(home)} - self.beside:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -141,7 +146,7 @@ class Scene:
     def host(self, label: str, case: Case | None, slots: int = 1) -> SecondHost:
         """Begin to join one host."""
         env = {**SETTINGS, "TRAINYARD_AGENT_SLOTS": str(slots)}
-        passed = ("TRAINYARD_DATA_ROOTS", "PYTHONPATH", "TRAINYARD_PLANT")
+        passed = ("TRAINYARD_DATA_ROOTS", "PYTHONPATH")
         env |= {name: self.stack.env[name] for name in passed if name in self.stack.env}
         if case is None or case.shared:
             shared = self.stack.home / "shared"
@@ -153,6 +158,7 @@ class Scene:
         home = self.stack.home / "hosts" / label
         found = SecondHost(self.stack, home, label, self.lines(label), env)
         self.hosts.append(found)
+        self.homes.append(home)
         found.join()
         if case is not None:
             self.cases[label] = case
@@ -257,7 +263,7 @@ class Scene:
             e["type"] == "job.requeued" and e["reason"] == "host_lost"
             for e in self.stack.client.jobs.events(job)
         ):
-            self.moved[job] = stored_steps(self.stack.home, job, 1)
+            self.moved[job, 1] = stored_steps(self.stack.home, job, 1)
 
     # judging
 
@@ -267,31 +273,42 @@ class Scene:
         ended = self.workload.settle(settle)
         for follower in self.followers.values():
             follower.catch_up(30)
-        seen = observe(self.stack, self.workload, self.watcher)
-        seen = replace(seen, jobs=tuple(self._with_moved(job) for job in seen.jobs))
+        seen = self._without_those_beside(observe(self._sight()))
         readings = [
             self._reading(ended[job], follower, seen) for job, follower in self.followers.items()
         ]
         for follower in self.followers.values():
             follower.stop()
-        violations = check(seen) + [v for one in readings for v in judge(one)]
         self.pacer.stop()
         for host in self.hosts:
             host.stop()
         self.stack.stop()
-        left = replace(
-            seen, orphans=tuple(leftovers(self.stack.home, 20)), jobs=(), acknowledged=()
+        left = tuple(
+            text for home in self.homes for text in leftovers(home, 10 if self.beside else 20)
         )
+        seen = self._without_those_beside(replace(seen, orphans=(*seen.orphans, *left)))
+        violations = check(seen) + [v for one in readings for v in judge(one)]
         faults = Counter(
             f"cut {cut.way}{' beyond the lease' if cut.seconds > SILENT_AFTER else ''}, {case.policy}"
             for host in self.hosts if (case := self.cases.get(host.label)) for cut in host.cuts
         )  # fmt: skip
         attempts = sum(len(job.attempts) for job in seen.jobs)
         report = Report(
-            name, seed, [*violations, *check(replace(left, held_locks=(), unpublished=0, dead_letters=0))],
-            faults, len(seen.jobs), attempts, time.monotonic() - self._began,
-        )  # fmt: skip
+            name, seed, violations, faults, len(seen.jobs), attempts, time.monotonic() - self._began
+        )
         return report, seen
+
+    def _sight(self) -> Sight:
+        assert self.stack.process is not None
+        roots = [(self.stack.home, self.stack.process.pid)]
+        roots += [(host.home, host.agent_pid) for host in self.hosts]
+        return Sight(self.stack, self.workload, self.watcher, self.homes, self.moved, roots=roots)
+
+    def _without_those_beside(self, seen: Observation) -> Observation:
+        return replace(
+            seen,
+            orphans=tuple(t for t in seen.orphans if int(t.split()[0]) not in self.beside),
+        )
 
     def stale_items(self) -> int:
         """Return how many items of fenced attempts the api has counted."""
@@ -308,12 +325,6 @@ class Scene:
         ]
         return int(float(lines[0].split()[1])) if lines else 0
 
-    def _with_moved(self, job: JobSeen) -> JobSeen:
-        if job.uuid not in self.moved:
-            return job
-        first = replace(job.attempts[0], stored_when_moved=self.moved[job.uuid])
-        return replace(job, attempts=(first, *job.attempts[1:]))
-
     def _reading(self, job: Job, follower: Follower, seen: Observation) -> Reading:
         host = next(h for h in self.hosts if h.label == _first_host(follower))
         found = next(j for j in seen.jobs if j.uuid == job.uuid)
@@ -329,7 +340,8 @@ class Scene:
         )  # fmt: skip
 
     def _log(self, job: str, attempt: AttemptSeen, lines: tuple[tuple[int, str], ...]) -> LogSeen:
-        folders = attempt_folders(self.stack.home, job)
+        folders = [f for home in self.homes for f in jobs_folder(home).glob(f"{job}/attempts/*")]
+        folders.sort(key=lambda f: int(f.name))
         folder = next(f for f in folders if int(f.name) == attempt.number)
         starts = [
             _log_offset(f)
@@ -342,7 +354,7 @@ class Scene:
             item["message"] for _, item, _ in loglines.decode(data, "", True) if item is not None
         ]
         shown = tuple(text for number, text in lines if number == attempt.number)
-        return LogSeen(attempt.number, tuple(written), shown, attempt.fenced)
+        return LogSeen(attempt.number, tuple(written), shown, attempt.stored_before is not None)
 
 
 def _log_offset(folder: Path) -> int:

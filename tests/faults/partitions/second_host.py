@@ -35,6 +35,11 @@ class SecondHost:
     def jobs_dir(self) -> Path:
         return self.home / "agents" / "local" / "jobs"
 
+    @property
+    def agent_pid(self) -> int:
+        assert self._agent is not None
+        return self._agent.pid
+
     def join(self) -> None:
         """Begin joining; hosts may do that side by side."""
         self.home.mkdir(parents=True)
