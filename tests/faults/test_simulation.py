@@ -69,7 +69,7 @@ def no_fence_at_the_scheduler(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_fence_at_the_main_database(patch: pytest.MonkeyPatch) -> None:
-    old = "if subject.attempt < job.attempt and row.final_seq is None:"
+    old = "if row.final_seq is None and _moved(session, subject, job.attempt):"
     plant(patch, verdicts, "verdict", old, "if False:")
     patch.setattr("services.api.projections.main.verdict", verdicts.verdict)
 

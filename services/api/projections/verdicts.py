@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from services.api.db.tables import AttemptRow, JobRow
 from shared.events.subjects import RunSubject
@@ -45,15 +45,15 @@ def verdict(session: Session, subject: RunSubject) -> Verdict:
         return Verdict.STALE if older else Verdict.UNKNOWN_ATTEMPT
     if row.host != subject.host:
         return Verdict.WRONG_HOST
-    if subject.attempt < job.attempt and row.final_seq is None and _moved(session, subject):
+    if row.final_seq is None and _moved(session, subject, job.attempt):
         return Verdict.STALE
     return Verdict.STORE
 
 
-def _moved(session: Session, subject: RunSubject) -> bool:
+def _moved(session: Session, subject: RunSubject, newest: int) -> bool:
     """Tell whether a newer attempt was given to another host."""
-    c = AttemptRow
-    newer = select(c.attempt).where(
-        col(c.job) == subject.job, col(c.attempt) > subject.attempt, col(c.host) != subject.host
+    newer = (
+        session.get(AttemptRow, (subject.job, number))
+        for number in range(subject.attempt + 1, newest + 1)
     )
-    return session.exec(newer.limit(1)).first() is not None
+    return any(row is not None and row.host != subject.host for row in newer)

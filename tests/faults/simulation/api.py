@@ -339,7 +339,10 @@ class ApiNode:
         job = self.main.get(JobRow, where.job)
         if row is None or job is None:
             return None
-        return where.attempt < job.attempt and row.final_seq is None, row.last_run_seq
+        newer = range(where.attempt + 1, job.attempt + 1)
+        rows = [self.main.get(AttemptRow, (where.job, n)) for n in newer]
+        moved = any(other.host != row.host for other in rows if other is not None)
+        return moved and row.final_seq is None, row.last_run_seq
 
     # confirmations
 
