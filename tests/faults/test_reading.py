@@ -113,6 +113,17 @@ def test_a_job_that_moves_after_its_time_is_no_violation() -> None:
     assert judge(reading(MOVED, "stop_and_requeue")) == []
 
 
+def test_a_next_attempt_may_begin_at_a_lower_step() -> None:
+    moved = reading(MOVED, "stop_and_requeue")
+    reads = [
+        replace(one, step=one.step - 50 if one.at > 36 else min(one.step, 330))
+        for one in moved.reads
+    ]
+    assert judge(replace(moved, reads=tuple(reads))) == []
+    reads[-1] = replace(reads[-1], step=1)
+    assert {v.rule for v in judge(replace(moved, reads=tuple(reads)))} == {"step went back"}
+
+
 def test_a_fenced_attempt_may_have_said_more_than_is_shown() -> None:
     assert judge(replace(GOOD, logs=(LogSeen(1, ("a", "b"), ("a",), fenced=True),))) == []
 

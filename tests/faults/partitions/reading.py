@@ -178,11 +178,17 @@ def _may_be_requeued(seen: Reading, one: Seen) -> bool:
 
 
 def _steps(seen: Reading) -> Iterator[Violation]:
-    best: dict[int, int] = {}
+    """Check that the step only grows. A next attempt shows the last one's until it has one of its own, which may be lower."""
+    attempt, carried, best = 0, -1, 0
     for one in seen.reads:
-        if one.step < best.get(one.attempt, 0):
+        if one.attempt != attempt:
+            attempt, carried, best = one.attempt, best, 0
+        if one.step == carried:
+            continue
+        carried = -1
+        if one.step < best:
             yield Violation("step went back", seen.job, _when(seen, one))
-        best[one.attempt] = max(best.get(one.attempt, 0), one.step)
+        best = max(best, one.step)
 
 
 def _feed(seen: Reading) -> Iterator[Violation]:
