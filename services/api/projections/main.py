@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlmodel import Session, col
 
-from services.api.db.tables import AttemptRow, CheckpointRow, HostRow, JobEventRow, JobRow
-from services.api.jobs.forget import drop_history
+from services.api.db.tables import AttemptRow, CheckpointRow, HostRow
+from services.api.projections.jobs import apply_jobs
 from services.api.projections.verdicts import Verdict, verdict
 from shared.bus.port import BusMessage
 from shared.events import Envelope, Event, UnknownEvent
@@ -26,81 +26,45 @@ from shared.events.run import (
     RunStarted,
 )
 from shared.events.subjects import RunSubject
-from shared.jobs.lifecycle import Change, JobState
 
 Item = tuple[BusMessage, Envelope, Event | UnknownEvent]
-
-_ENDS = frozenset(
-    {Change.REQUEUED, Change.PAUSED, Change.COMPLETED, Change.FAILED, Change.CANCELLED}
-)
 
 
 def apply_main(session: Session, stream: str, messages: Sequence[Item]) -> None:
     """Apply messages of JOBS or RUNS in order; what is old, unknown or not for us changes nothing."""
-    for message, _, event in messages:
-        if stream == "JOBS":
-            if isinstance(event, JobEventBase):
-                apply_job(session, event)
-            elif isinstance(event, HostUpdated):
-                apply_host(session, event)
-        elif stream == "RUNS" and isinstance(event, RunFactBase):
-            apply_fact(session, RunSubject.parse(message.subject), event)
+    if stream == "JOBS":
+        events = [event for _, _, event in messages]
+        apply_jobs(session, [event for event in events if isinstance(event, JobEventBase)])
+        apply_hosts(session, [event for event in events if isinstance(event, HostUpdated)])
+    elif stream == "RUNS":
+        for message, _, event in messages:
+            if isinstance(event, RunFactBase):
+                apply_fact(session, RunSubject.parse(message.subject), event)
 
 
-def apply_job(session: Session, event: JobEventBase) -> None:
-    """Copy the scheduler's state into the job's row when it is newer."""
-    state = event.state
-    row = session.get(JobRow, state.job)
-    if row is None:
-        row = _found_job(state, event.at)
-        session.add(row)
-    document = state.model_dump(mode="json")
-    if session.get(JobEventRow, (state.job, state.job_n)) is None and not state.deleted:
-        session.add(
-            JobEventRow(
-                job=state.job,
-                job_n=state.job_n,
-                change=event.change.value,
-                at=event.at,
-                state=document,
-            )
-        )
-    if state.job_n > row.job_n:
-        row.job_n = state.job_n
-        row.answered_n = max(row.answered_n, state.req_n)
-        row.status = state.status.value
-        row.reason = state.reason.value if state.reason else None
-        row.attempt = state.attempt
-        row.host = state.host
-        row.priority = state.priority
-        row.started_at = state.started_at
-        row.finished_at = state.finished_at
-        row.state = document
-        if state.deleted:
-            row.deleted_at = row.deleted_at or event.at
-    _note_attempt(session, event)
-    session.flush()
-    if state.deleted:
-        drop_history(session, state.job)
-
-
-def apply_host(session: Session, event: HostUpdated) -> None:
-    """Copy what the scheduler knows of a host when it is newer."""
-    row = session.get(HostRow, event.host)
-    if row is None:
-        row = HostRow(id=event.host, label=event.label)
-        session.add(row)
-    if event.host_n <= row.host_n:
+def apply_hosts(session: Session, events: Sequence[HostUpdated]) -> None:
+    """Copy what the scheduler knows of hosts where it is newer."""
+    named = {event.host for event in events}
+    if not named:
         return
-    row.host_n = event.host_n
-    row.label = event.label
-    row.online = event.online
-    row.drained = event.drained
-    row.forgotten = event.forgotten
-    row.last_seen = event.last_seen
-    row.runs = list(event.runs)
-    if event.inventory is not None:
-        row.inventory = event.inventory.model_dump(mode="json")
+    found = session.execute(select(HostRow).where(col(HostRow.id).in_(named))).scalars()
+    rows = {row.id: row for row in found}
+    for event in events:
+        row = rows.get(event.host)
+        if row is None:
+            row = rows[event.host] = HostRow(id=event.host, label=event.label)
+            session.add(row)
+        if event.host_n <= row.host_n:
+            continue
+        row.host_n = event.host_n
+        row.label = event.label
+        row.online = event.online
+        row.drained = event.drained
+        row.forgotten = event.forgotten
+        row.last_seen = event.last_seen
+        row.runs = list(event.runs)
+        if event.inventory is not None:
+            row.inventory = event.inventory.model_dump(mode="json")
     session.flush()
 
 
@@ -134,33 +98,6 @@ def apply_fact(session: Session, subject: RunSubject, fact: RunFactBase) -> Verd
         _note_checkpoint(session, subject, fact, at)
     session.flush()
     return Verdict.STORE
-
-
-def _found_job(state: JobState, at: datetime) -> JobRow:
-    """Return a row for a job that only the scheduler knows: this database was lost or rolled back."""
-    return JobRow(
-        uuid=state.job,
-        name=state.job,
-        algorithm="",
-        config={},
-        created_at=state.submitted_at or at,
-        req_n=state.req_n,
-    )
-
-
-def _note_attempt(session: Session, event: JobEventBase) -> None:
-    """Remember to whom an attempt was given, and how far its facts go once it has ended."""
-    state = event.state
-    if state.attempt < 1:
-        return
-    row = session.get(AttemptRow, (state.job, state.attempt))
-    if row is None and state.host:
-        row = AttemptRow(
-            job=state.job, attempt=state.attempt, host=state.host, assigned_at=event.at
-        )
-        session.add(row)
-    if row is not None and event.change in _ENDS and state.final_seq is not None:
-        row.final_seq = row.final_seq or dict(state.final_seq)
 
 
 def _is_same_folder(session: Session, row: CheckpointRow, host: str, path: str) -> bool:

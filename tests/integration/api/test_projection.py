@@ -146,6 +146,21 @@ async def test_a_deleted_job_keeps_only_its_tombstone(both: ApiYard) -> None:
     assert row.config == {}
 
 
+async def test_a_deletion_told_twice_among_others_leaves_only_the_tombstone(both: ApiYard) -> None:
+    items = []
+    done = {"status": JobStatus.COMPLETED, "attempt": 1, "host": "h1", "final_seq": {"run": 2}}
+    for n, (change, fields) in enumerate(
+        [(Change.QUEUED, {}), (Change.COMPLETED, done), (Change.DELETED, {**done, "deleted": True})]
+    ):
+        state = JobState.model_validate({"job": J, "job_n": n + 1, "req_n": n + 1} | fields)
+        event = JOB_EVENTS[change].model_validate({"at": now(), "state": state.model_dump()})
+        items.append(both.item("JOBS", f"job.{J}", event))
+    await both.main.write(lambda session: apply_main(session, "JOBS", items * 2))
+    (row,) = both.rows(select(JobRow))
+    assert (row.job_n, row.deleted_at is not None, row.config) == (3, True, {})
+    assert both.rows(select(JobEventRow)) == both.rows(select(AttemptRow)) == []
+
+
 async def test_an_older_word_about_a_host_changes_nothing(both: ApiYard) -> None:
     n = 1_795_320_614_664  # as the scheduler numbers them: it grows with the clock, in milliseconds
     await both.say_host("h1", n, online=False)
