@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help setup demo test check bench bench-faults up docs constraints clean
+.PHONY: help setup demo test check bench bench-faults bench-schema up docs constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -45,6 +45,9 @@ bench: $(STAMP)  ## ratios against baselines measured in the same run
 
 bench-faults: $(STAMP)  ## 1,000 random kills, 200 kills during saves, wiped brokers, frozen hosts; fails on a broken promise
 	$(BIN)/python benchmarks/faults.py
+
+bench-schema: $(STAMP)  ## 20,000 requests made from the OpenAPI document; fails on a 5xx or an answer that breaks it
+	$(BIN)/python benchmarks/schema.py
 
 docs: $(STAMP)  ## make the generated pages again
 	$(BIN)/python -m shared.specs.document

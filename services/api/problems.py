@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import Scope
 
 from services.api.validation import field_problems
@@ -118,6 +119,19 @@ def http_error(status: int, headers: dict[str, str] | None = None) -> TrainyardE
     return TrainyardError(code, status, title_en, title_zh, en, zh, headers=headers or {})
 
 
+def allowed_methods(request: Request) -> list[str]:
+    """Return every method that this path takes: the framework names those of one route alone."""
+    path = request.url.path
+    paths = request.app.openapi()["paths"]
+    # A path that is spelled out wins over one with a name in it.
+    known = {path: paths[path]} if path in paths else paths
+    found: set[str] = set()
+    for template, item in known.items():
+        if compile_path(template)[0].match(path):
+            found |= {method.upper() for method in item}
+    return sorted(found)
+
+
 def install_problems(app: FastAPI) -> None:
     """Make every exception that a route raises leave as a problem document."""
 
@@ -129,7 +143,10 @@ def install_problems(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        headers = {str(k): str(v) for k, v in (error.headers or {}).items()}
+        headers = {str(k).lower(): str(v) for k, v in (error.headers or {}).items()}
+        if error.status_code == 405:
+            known = allowed_methods(request)
+            headers |= {"allow": ", ".join(known)} if known else {}
         return problem_response(http_error(error.status_code, headers), request.scope)
 
     async def validation(request: Request, error: Exception) -> Response:

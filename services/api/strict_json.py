@@ -12,6 +12,7 @@ from shared.errors import FieldProblem, TrainyardError, invalid
 DEPTH_LIMIT = 64
 _DIGITS_LIMIT = 400
 _LARGEST = 2**63 - 1
+_EXACT = 2**53
 
 
 def _bad(code: str, en: str, zh: str) -> TrainyardError:
@@ -28,10 +29,11 @@ class _Suspicious:
         self.found = True
         return float(text.replace("Infinity", "inf"))
 
-    def decimal(self, text: str) -> float:
+    def decimal(self, text: str) -> float | int:
         value = float(text)
         self.found = self.found or not math.isfinite(value)
-        return value
+        # As JSON Schema and every browser have it, 5.0 is the whole number 5.
+        return int(value) if value.is_integer() and abs(value) <= _EXACT else value
 
     def whole(self, text: str) -> int | float:
         if len(text) > _DIGITS_LIMIT:

@@ -178,6 +178,8 @@ async def _tell(target: Target) -> None:
     )
     await say(scheduler, f"job.{job}", JOB_EVENTS[Change.ASSIGNED](at=now, state=runs))  # type: ignore[call-arg]
     path = str(target.home / "checkpoints" / job / "checkpoint-3")
+    Path(path).mkdir(parents=True)
+    (Path(path) / "manifest.json").write_text("{}", encoding="utf-8")
     facts: list[EventBase] = [
         RunStarted(seq=1, t=1e9, pid=1, boot_id="b", warm=True),
         RunCheckpoint(seq=2, t=1e9, step=3, path=path, size_bytes=10, metrics={"loss": 1.0}),

@@ -30,7 +30,7 @@ from services.api.jobs.service import (
     see,
     shown,
 )
-from services.api.jobs.submit import check, idempotency_key, submit
+from services.api.jobs.submit import KEY_PATTERN, check, idempotency_key, submit
 from services.api.jobs.view import clone_body, job_read
 from shared.jobs.reasons import Lang
 
@@ -56,7 +56,9 @@ async def submit_job(
     body: JsonBody,
     services: Services,
     lang: Language,
-    key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    key: Annotated[
+        str | None, Header(alias="Idempotency-Key", json_schema_extra={"pattern": KEY_PATTERN})
+    ] = None,
 ) -> Response:
     """Accept a job: it is durable when this answers. The same Idempotency-Key and body give the same job."""
     row, made = await submit(services, body, idempotency_key(key))

@@ -41,6 +41,8 @@ from shared.specs import (
 )
 
 KEY_LONGEST = 255
+KEY_PATTERN = r"^[!-~](?:[ -~]{0,253}[!-~])?$"
+"""For OpenAPI; `idempotency_key` says it in words."""
 HOSTS_SECONDS = 1.0
 """Where a job may run only decides which checks are made early; the host makes them all again."""
 _PREFLIGHT = Preflight()
