@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Final
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, SecretStr
 from pydantic_core import PydanticCustomError
 
 from shared.specs.model_path import ModelPathInvalid, parse_model_path
@@ -16,15 +16,10 @@ LONGEST_UUID: Final = 45  # as a URN
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 _BREAK = re.compile("[\t\n]")
-# The same rules as patterns of JSON Schema, so that a client and a test know them too.
-_LINE_PATTERN = (
-    r"^(?:[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*\S"
-    r"[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*)?$"
-)
-_BLOCK_PATTERN = (
-    r"^(?:[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*\S"
-    r"[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*)?$"
-)
+# The same rules for JSON Schema, so that a client and a test know them too.
+_LINE_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*$"
+_BLOCK_PATTERN = r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufeff]*$"
+_BLANK: dict[str, JsonValue] = {"pattern": r"^\s+$"}
 _HOSTNAME = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62})(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}))*\.?"
 )
@@ -172,7 +167,7 @@ def without_doubles(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-_LINE = Field(json_schema_extra={"pattern": _LINE_PATTERN})
+_LINE = Field(json_schema_extra={"pattern": _LINE_PATTERN, "not": _BLANK})
 _UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 
 JobName = Annotated[str, Field(max_length=200), AfterValidator(one_line), _LINE]
@@ -180,7 +175,7 @@ NewName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(one
 Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(one_line)]
 Block = Annotated[
     str,
-    Field(max_length=4000, json_schema_extra={"pattern": _BLOCK_PATTERN}),
+    Field(max_length=4000, json_schema_extra={"pattern": _BLOCK_PATTERN, "not": _BLANK}),
     AfterValidator(many_lines),
 ]
 PathText = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(one_line)]

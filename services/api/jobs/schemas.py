@@ -5,13 +5,25 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+)
 
 from shared.clock import iso
 from shared.specs.text import Block, NewName, Tags
 
 Time = Annotated[datetime, PlainSerializer(iso, return_type=str, when_used="json")]
 Problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+def whole(value: object) -> object:
+    """Return 5 for 5.0: JSON knows no difference."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Progress(BaseModel):
@@ -88,7 +100,7 @@ class JobPatch(BaseModel):
     name: NewName | None = None
     description: Block | None = None
     tags: Tags | None = None
-    priority: Annotated[int, Field(ge=0, le=100)] | None = None
+    priority: Annotated[int, BeforeValidator(whole), Field(ge=0, le=100)] | None = None
 
 
 class JobEventRead(BaseModel):
@@ -110,7 +122,11 @@ class SecretValue(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    value: Annotated[str, StringConstraints(min_length=1, max_length=16384)]
+    value: Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=16384),
+        Field(json_schema_extra={"pattern": r"^[^\u0000]*$"}),
+    ]
 
 
 class SecretRead(BaseModel):
