@@ -168,6 +168,8 @@ class Scene:
         """Join a host for each case and bring a job to its first announced checkpoint on each; then a shelter."""
         named = [(f"box{n}", case) for n, case in enumerate(cases)]
         begun = [self.host(label, case) for label, case in named]
+        places = sum(case.shared for case in cases)
+        shelter = self.host(SHELTER, None, slots=places + 1) if places else None
         for host in begun:
             host.start()
         self.pacer = Pacer([host.jobs_dir for host in begun])
@@ -191,8 +193,7 @@ class Scene:
                 f"{job} has a checkpoint",
                 self.stack,
             )  # type: ignore[misc]
-        if any(case.shared for case in cases):
-            shelter = self.host(SHELTER, None, slots=sum(case.shared for case in cases) + 1)
+        if shelter is not None:  # not before: the jobs are to begin on hosts that will be cut off
             shelter.start()
             self.pacer.jobs_dirs.append(shelter.jobs_dir)
             until(lambda: self._is_online(SHELTER), 60, "the shelter is online", self.stack)
