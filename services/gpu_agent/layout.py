@@ -60,6 +60,11 @@ class AttemptFiles:
         return self.root / "gaps.json"
 
     @property
+    def skipped(self) -> Path:
+        """Checkpoints in the job's folder that do not belong to its history."""
+        return self.root / "skipped.json"
+
+    @property
     def stop(self) -> Path:
         """Why the run is asked to stop."""
         return self.root / STOP_FILE

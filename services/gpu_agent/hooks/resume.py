@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 from services.gpu_agent import checkpoint_store
 from services.gpu_agent.hooks.context import HookContext, Refusal
+from shared.runs import write_atomic_json
 
 
 def check(context: HookContext) -> Refusal | None:
@@ -21,7 +25,13 @@ def check(context: HookContext) -> Refusal | None:
     known = context.entry.checkpoints
     complete = checkpoint_store.list_complete(folder)
     moved = bool(known) and not _went_before(context)
-    context.skipped = frozenset(c.step for c in complete if moved and c.step not in known)
+    foreign = _skipped_before(context)
+    skipped = [c for c in complete if c.manifest_hash in foreign or (moved and c.step not in known)]
+    if skipped:
+        # a later attempt here must not take them for its predecessor's
+        hashes = [c.manifest_hash for c in skipped]
+        write_atomic_json(context.attempt_files.skipped, {"manifests": hashes})
+    context.skipped = frozenset(c.step for c in skipped)
     for found in complete:
         if found.step in context.skipped:
             text = f"{found.path} was saved on a host that was cut off, and is skipped"
@@ -46,3 +56,13 @@ def _went_before(context: HookContext) -> bool:
         if not files.root.exists():
             return False
     return False
+
+
+def _skipped_before(context: HookContext) -> set[str]:
+    """Return the manifests of what earlier attempts on this host have skipped."""
+    found: set[str] = set()
+    for number in range(1, context.entry.attempt):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            document = json.loads(context.job_files.attempt(number).skipped.read_bytes())
+            found |= set(document["manifests"])
+    return found

@@ -25,7 +25,9 @@ def make(tmp_path: Path) -> Make:
         wanted = {"epoch": "e", "job": "job1", "attempt": 2, "desired": "run", "resume": True}
         entry = ControlEntry.model_validate(wanted | {"checkpoints": known} | fields)
         host = HostFiles(tmp_path / "agent", tmp_path / "agent" / "jobs", tmp_path / "ckpt")
-        return HookContext(entry, host, None, tmp_path, "cpu", 8000)
+        made = HookContext(entry, host, None, tmp_path, "cpu", 8000)
+        made.attempt_files.root.mkdir(parents=True, exist_ok=True)
+        return made
 
     return context
 
@@ -38,7 +40,7 @@ def saved(folder: Path, step: int) -> Path:
 
 def ran_here(context: HookContext, attempt: int, *, started: bool = True) -> None:
     files = context.job_files.attempt(attempt)
-    files.root.mkdir(parents=True)
+    files.root.mkdir(parents=True, exist_ok=True)
     if started:
         files.pid.write_text("{}")
 
@@ -81,3 +83,21 @@ def test_a_scheduler_that_does_not_tell_limits_nothing(make: Make) -> None:
     saved(context.checkpoint_dir, 30)
     assert resume.check(context) is None
     assert context.resume_step == 30
+
+
+def test_what_was_skipped_once_stays_skipped_until_it_is_saved_anew(make: Make) -> None:
+    second = make(10)
+    for step in (10, 20):
+        saved(second.checkpoint_dir, step)
+    assert resume.check(second) is None
+    ran_here(second, 2)
+    third = make(10, attempt=3)
+    assert resume.check(third) is None
+    assert (third.resume_step, _corrections(third)) == (10, [])
+    part = checkpoint_store.begin(third.checkpoint_dir, 20)
+    (part / "model.safetensors").write_bytes(b"weights of 20, reached from 10")
+    checkpoint_store.publish(part, 20, "full", 2.0, {}, {})
+    fourth = make(10, attempt=4)
+    ran_here(fourth, 3)
+    assert resume.check(fourth) is None
+    assert fourth.resume_step == 20
