@@ -23,6 +23,7 @@ from benchmarks import (  # noqa: E402
     first_step,
     fleet,
     lists,
+    live_frame,
     page,
     schedule,
     steps,
@@ -34,6 +35,7 @@ Measure = Callable[[bool], list[Row]]
 GROUPS: dict[str, Measure] = {
     "steps": steps.measure,
     "first_step": first_step.measure,
+    "live_frame": live_frame.measure,
     "submit": submit.measure,
     "schedule": schedule.measure,
     "fleet": fleet.measure,
