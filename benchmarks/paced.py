@@ -54,7 +54,7 @@ class Paced:
 def paced(slots: int = 4) -> Iterator[Paced]:
     """Start it with `slots` places for runs, and stop it."""
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as name:
-        stack = Stack(Path(name), TRAINYARD_AGENT_SLOTS=str(slots))
+        stack = Stack(Path(name), TRAINYARD_AGENT_SLOTS=str(slots), TRAINYARD_AGENT_ZYGOTE="0")
         settings = AgentSettings(home=stack.home)
         host = host_id(ensure_host(settings.files))
         create_service_keys(stack.home)
