@@ -49,6 +49,10 @@ class Paced:
         found = {name: psutil.Process(self.stack.pid_of(what)) for name, what in SERVICES.items()}
         return found | {"agent": psutil.Process(self.agent.pid)}
 
+    def trainers(self, *jobs: str) -> list[psutil.Process]:
+        """Return the trainer of each run."""
+        return [psutil.Process(self.stack.trainer_pid(job, 1)) for job in jobs]
+
 
 @contextmanager
 def paced(slots: int = 4) -> Iterator[Paced]:

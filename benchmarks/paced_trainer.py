@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mean_token_accuracy")
-QUIET_BURST = 10
-"""Larger bursts report progress and write their log line once a burst."""
 
 
 def main() -> int:
@@ -32,7 +30,7 @@ def main() -> int:
     began, step = time.monotonic(), 0
     while step < lines and not stopped:
         count = min(burst, lines - step)
-        _write(events, step, count, lines, int(plan.get("values", 5)))
+        _write(events, step, count, lines, int(plan.get("values", 6)))
         step += count
         if pace:
             time.sleep(max(0.0, began + step / pace - time.monotonic()))
@@ -42,18 +40,20 @@ def main() -> int:
 
 def _write(events: int, step: int, count: int, total: int, values: int) -> None:
     """Append `count` metric lines in one write, the progress after them, and a line to the log."""
-    text = []
-    for number in range(step + 1, step + count + 1):
-        metrics = {name: 1.0 / number + i for i, name in enumerate(NAMES[:values])}
-        metrics["written"] = time.clock_gettime(time.CLOCK_BOOTTIME)
-        record = {"t": time.time(), "type": "metric", "step": number, "epoch": number / total, "metrics": metrics}  # fmt: skip
-        text.append(_line(record))
+    text = [_line(metric_record(n, total, values)) for n in range(step + 1, step + count + 1)]
     last = step + count
     text.append(
         _line({"t": time.time(), "type": "progress", "step": last, "total_steps": total, "epoch": last / total, "eta_seconds": None})
     )  # fmt: skip
     _append(events, "".join(text).encode())
     _append(1, f"[INFO] Step {last}/{total}: loss={1.0 / last:.4f}, lr=1e-05\n".encode())
+
+
+def metric_record(step: int, total: int, values: int) -> dict[str, Any]:
+    """Return a metric line of `values` values, one of them the moment by the boot clock."""
+    metrics = {name: 1.0 / step + i for i, name in enumerate(NAMES[: values - 1])}
+    metrics["written"] = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return {"t": time.time(), "type": "metric", "step": step, "epoch": step / total, "metrics": metrics}  # fmt: skip
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -22,12 +22,15 @@ from benchmarks import (  # noqa: E402
     charts,
     first_step,
     fleet,
+    ingest,
     lists,
     live_frame,
     page,
+    recovery,
     schedule,
     steps,
     submit,
+    watchers,
 )
 from benchmarks.row import Row  # noqa: E402
 
@@ -36,6 +39,9 @@ GROUPS: dict[str, Measure] = {
     "steps": steps.measure,
     "first_step": first_step.measure,
     "live_frame": live_frame.measure,
+    "watchers": watchers.measure,
+    "ingest": ingest.measure,
+    "recovery": recovery.measure,
     "submit": submit.measure,
     "schedule": schedule.measure,
     "fleet": fleet.measure,
