@@ -59,6 +59,7 @@ class Relay:
         self._limits = limits or Limits()
         self._spools: dict[tuple[str, int], AttemptSpool] = {}
         self._wake = {lane: asyncio.Event() for lane in LANES}
+        self._look = asyncio.Event()
         self._epochs: dict[str, str] = {}
         self._check_epochs = asyncio.Event()
         self.on_facts_lost: Callable[[], None] = lambda: None
@@ -69,6 +70,7 @@ class Relay:
     def add(self, spool: AttemptSpool) -> None:
         """Relay an attempt until all of it is confirmed."""
         self._spools[spool.job, spool.attempt] = spool
+        self._look.set()
         for lane, epoch in self._epochs.items():
             self._compare_epoch(spool, lane, epoch)
 
@@ -106,11 +108,16 @@ class Relay:
     # loops
 
     async def run_reader(self) -> None:
-        """Tail the files, for ever."""
+        """Tail the files, for ever: often while something runs, and at once when the agent itself has written."""
         while True:
-            moved = self.read_once()
+            self._look.clear()
+            if self.read_once():
+                await asyncio.sleep(0)
+                continue
             alive = any(not s.facts.is_closed for s in self._spools.values())
-            await asyncio.sleep(0 if moved else ACTIVE_SECONDS if alive else IDLE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACTIVE_SECONDS if alive else IDLE_SECONDS):
+                    await self._look.wait()
 
     def read_once(self) -> bool:
         """Take in what was written; tell whether there may be more at once."""
@@ -129,7 +136,8 @@ class Relay:
         return moved
 
     def wake(self) -> None:
-        """Let every lane look at once."""
+        """Let the reader and every lane look at once."""
+        self._look.set()
         for event in self._wake.values():
             event.set()
 
