@@ -179,6 +179,9 @@ def main() -> None:
     parser.add_argument("--context-length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print figures for a program")
+    parser.add_argument(
+        "--bare-only", action="store_true", help="run the bare script once and print its steps/s"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, list[tuple[float, float]]] = {"bare TRL": [], "platform": []}
@@ -187,6 +190,11 @@ def main() -> None:
         if options.model is None:
             options.model = Path(root) / "arithmetic"
             make("arithmetic", options.model)
+        if options.bare_only:
+            with quiet():
+                ends = [wall for _, wall in bare(options, Path(root))[0][WARM_UP_STEPS:]]
+            print((len(ends) - 1) / (ends[-1] - ends[0]))
+            return
         for number in range(options.rounds):
             order = [("bare TRL", bare), ("platform", platform)]
             for name, run in order if number % 2 == 0 else reversed(order):

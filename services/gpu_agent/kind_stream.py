@@ -5,7 +5,6 @@ The file is the queue: while the bus is away or a stream is full, nothing is hel
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -109,10 +108,11 @@ class KindStream:
             return False
         moved = False
         for item, position in self._next_steps(self.read):
+            size = min(position.offset - self.read.offset, MAX_LINE)
             self.read = position
             moved = True
             if item is not None:
-                self._enqueue(item, position, now, moment)
+                self._enqueue(Queued(item, size, position), now, moment)
         return moved
 
     def drain(self) -> list[tuple[Item | None, Position]]:
@@ -178,18 +178,18 @@ class KindStream:
         finally:
             os.close(descriptor)
 
-    def _enqueue(self, item: Item, position: Position, now: float, moment: float) -> None:
-        if position.seq <= self.confirmed_seq:
+    def _enqueue(self, one: Queued, now: float, moment: float) -> None:
+        """Queue an item; its size is that of its bytes in the file, near enough to what goes on the wire."""
+        if one.position.seq <= self.confirmed_seq:
             if not self._queue and not self._in_flight:
-                self.published = self.confirmed = position
+                self.published = self.confirmed = one.position
             return
-        if "t" not in item:
-            item = {"t": moment, **item}
+        if "t" not in one.item:
+            one = replace(one, item={"t": moment, **one.item})
         if not self._queue:
             self._oldest = now
-        size = _size(item)
-        self._queue.append(Queued(item, size, position))
-        self._queued_bytes += size
+        self._queue.append(one)
+        self._queued_bytes += one.size
 
     # publishing
 
@@ -291,10 +291,6 @@ def gap_item(gap: Gap) -> Item:
         "They are in logs/train.log on the host.",
         "gap": {"lines": gap.lines, "bytes": gap.bytes},
     }
-
-
-def _size(item: Item) -> int:
-    return len(json.dumps(item, ensure_ascii=False).encode(errors="replace"))
 
 
 def _dump(position: Position) -> list[Any]:

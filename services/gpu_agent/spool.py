@@ -49,7 +49,7 @@ class AttemptSpool:
     def _open_streams(self, stored: dict[str, Any]) -> dict[str, KindStream]:
         self.log_start = int(_read(self.files.entry).get("log_offset", 0))
         metrics = json_lines(of_types("metric", "progress", "phase"))
-        samples = json_lines(of_types("sample"))
+        samples = json_lines(of_types("sample"), mark=b"sample")
         streams = {
             "run": KindStream("run", self.files.facts, json_lines(shorten), Position()),
             "met": KindStream("met", self.files.events, metrics, Position()),

@@ -55,10 +55,11 @@ def number(
         yield item, here
 
 
-def json_lines(wanted: Callable[[Item], Item | None]) -> Decoder:
+def json_lines(wanted: Callable[[Item], Item | None], *, mark: bytes = b"") -> Decoder:
     """Return a decoder of JSON lines that numbers those for which `wanted` returns an item.
 
-    A damaged line has no number; a torn last line neither.
+    A damaged line has no number; a torn last line neither. A line without `mark` cannot be wanted and is not parsed:
+    the kinds share one file, and most of it is not for each.
     """
 
     def decode(data: bytes, state: str, final: bool) -> Iterator[tuple[int, Item | None, str]]:
@@ -67,7 +68,8 @@ def json_lines(wanted: Callable[[Item], Item | None]) -> Decoder:
             newline = data.find(b"\n", start)
             if newline < 0:
                 break
-            item = None if state == _SKIPPING else _parse(data[start:newline], wanted)
+            skip = state == _SKIPPING or data.find(mark, start, newline) < 0
+            item = None if skip else _parse(data[start:newline], wanted)
             start, state = newline + 1, ""
             yield start, item, state
         rest = len(data) - start
@@ -100,7 +102,7 @@ def shorten(record: Item) -> Item:
 
 def _parse(line: bytes, wanted: Callable[[Item], Item | None]) -> Item | None:
     try:
-        record = json.loads(line, parse_constant=_refuse)
+        record = _JSON.decode(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return None
     return wanted(record) if isinstance(record, dict) else None
@@ -108,6 +110,10 @@ def _parse(line: bytes, wanted: Callable[[Item], Item | None]) -> Item | None:
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse)
+"""Made once: `json.loads` with an argument makes one for each line, which costs as much as a short line itself."""
 
 
 def with_gaps(position: Position, gaps: tuple[Gap, ...]) -> Gap | None:

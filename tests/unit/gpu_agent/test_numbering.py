@@ -93,3 +93,25 @@ def test_batches_keep_order_and_bounds(sizes: list[int], count: int, most_bytes:
     kept = len(sizes) - sum(len(b.items) for b in young)
     assert kept < count
     assert young == batches[: len(young)]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b'{"type":"sample","step":1}',
+                b'{"type":"metric","step":1,"metrics":{"loss":1.0}}',
+                b'{"type":"metric","note":"sample"}',
+                b'{"type":"sample","prompt":"\xed\xa0\x80"}',
+                b'{"type":"sample","reward":NaN}',
+                b"sample",
+                b"",
+            ]
+        )
+    )
+)
+def test_a_mark_changes_no_number(lines: list[bytes]) -> None:
+    data = b"".join(line + b"\n" for line in lines)
+    marked = json_lines(of_types("sample"), mark=b"sample")
+    whole = list(number(data, Position(), json_lines(of_types("sample")), final=True))
+    assert list(number(data, Position(), marked, final=True)) == whole
