@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sqlalchemy import RowMapping, delete, insert, select, update
 from sqlmodel import Session
 
 from services.api.telemetry import tables
-from services.api.telemetry.records import unpacked
+from services.api.telemetry.records import NONFINITE
 
 CHUNK_POINTS = 4096
 TAIL_LINES = 4096
@@ -21,6 +22,7 @@ TAIL_POINTS = 262_144
 """A tail of very many series is sealed earlier, so that a chart never parses more than this from JSON."""
 TAIL_LINES_MIN = 64
 ARRAYS = ("step", "value", "seq", "epoch", "time")
+_COLUMNS = itemgetter("step", "seq", "attempt", "epoch", "time", "body")
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -79,27 +81,32 @@ def series_of_lines(
     lines: Iterable[RowMapping], names: frozenset[str] | None = None
 ) -> dict[tuple[str, int], Points]:
     """Turn rows of `metric_line`, in order of seq, into points by (name, attempt)."""
-    nan = float("nan")
-    found: dict[tuple[str, int], list[tuple[float, float, int, float, float]]] = {}
-    for line in lines:
-        step, seq, attempt, time = line["step"], line["seq"], line["attempt"], line["time"]
-        epoch = nan if line["epoch"] is None else line["epoch"]
-        for name, value in orjson.loads(line["body"]).items():
+    places: dict[tuple[str, int], list[int]] = {}
+    values: dict[tuple[str, int], list[float]] = {}
+    columns: list[tuple[float, int, float | None, float]] = []
+    for place, (step, seq, attempt, epoch, time, body) in enumerate(map(_COLUMNS, lines)):
+        columns.append((step, seq, epoch, time))
+        for name, value in orjson.loads(body).items():
             if names is None or name in names:
-                point = (step, unpacked(value), seq, epoch, time)
-                found.setdefault((name, attempt), []).append(point)
-    return {key: _points(rows) for key, rows in found.items()}
-
-
-def _points(rows: list[tuple[float, float, int, float, float]]) -> Points:
-    step, value, seq, epoch, time = zip(*rows, strict=True)
-    return Points(
-        np.array(step, dtype=np.float64),
-        np.array(value, dtype=np.float64),
-        np.array(seq, dtype=np.int64),
-        np.array(epoch, dtype=np.float64),
-        np.array(time, dtype=np.float64),
-    )
+                key = (name, attempt)
+                if key not in places:
+                    places[key], values[key] = [], []
+                places[key].append(place)
+                values[key].append(NONFINITE[value] if isinstance(value, str) else value)
+    if not places:
+        return {}
+    # What the series of a line have in common is turned into arrays once, not once a series.
+    steps, seqs, epochs, times = zip(*columns, strict=True)
+    step_of, time_of = np.array(steps, dtype=np.float64), np.array(times, dtype=np.float64)
+    seq_of, epoch_of = np.array(seqs, dtype=np.int64), np.array(epochs, dtype=np.float64)
+    found: dict[tuple[str, int], Points] = {}
+    for key, at in places.items():
+        value_of = np.array(values[key], dtype=np.float64)
+        if len(at) == len(columns):
+            found[key] = Points(step_of, value_of, seq_of, epoch_of, time_of)
+        else:
+            found[key] = Points(step_of[at], value_of, seq_of[at], epoch_of[at], time_of[at])
+    return found
 
 
 def seal(session: Session, job_id: int) -> int:
