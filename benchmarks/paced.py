@@ -58,12 +58,14 @@ class Paced:
 def paced(slots: int = 4) -> Iterator[Paced]:
     """Start it with `slots` places for runs, and stop it."""
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as name:
-        stack = Stack(Path(name), TRAINYARD_AGENT_SLOTS=str(slots), TRAINYARD_AGENT_ZYGOTE="0")
+        stack = Stack(
+            Path(name), "--no-agent", TRAINYARD_AGENT_SLOTS=str(slots), TRAINYARD_AGENT_ZYGOTE="0"
+        )
         settings = AgentSettings(home=stack.home)
         host = host_id(ensure_host(settings.files))
         create_service_keys(stack.home)
         add_host_key(stack.home, host, create_host_key(stack.home, host))
-        client = stack.start(90, "--no-agent")
+        client = stack.start()
         agent = _start_agent(stack)
         try:
             until(lambda: any(h.online for h in client.hosts.list()), 30, "the host", stack)
