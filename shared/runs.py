@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.disk.levels import Shortage
+from shared.disk.reserve import NO_ROOM, write_in_room
 from shared.jobs.reasons import Reason
 
 SPEC_FILE = "spec.json"
@@ -66,6 +68,8 @@ class RunResult(BaseModel):
     stop_cause: StopCause | None = None
     message: str | None = None
     message_zh: str | None = None
+    shortage: Shortage | None = None
+    """What lacked room, with the reason `disk_full`."""
     error_type: str | None = None
     traceback: str | None = None
     """The last lines only, secrets removed."""
@@ -79,7 +83,7 @@ class RunResult(BaseModel):
 def write_atomic_json(path: Path, document: Any) -> None:
     """Replace `path` by `document` as JSON: after a crash the old file or the new one is there, never a part.
 
-    `document` is a pydantic model or plain data. Raises OSError where the disk refuses, ValueError for NaN or infinity.
+    `document` is a pydantic model or plain data. On a full disk the room that was set aside for `path` is used. Raises OSError where the disk refuses, ValueError for NaN or infinity.
     """
     data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
     body = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
@@ -90,9 +94,11 @@ def write_atomic_json(path: Path, document: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        full = isinstance(error, OSError) and error.errno in NO_ROOM
+        if not (full and write_in_room(path, body)):
+            raise
     fsync_directory(path.parent)
 
 

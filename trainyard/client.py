@@ -120,6 +120,14 @@ class Client:
         except httpx2.TransportError:
             return False
 
+    def not_ready(self) -> dict[str, str]:
+        """Return what `/readyz` finds wrong, by check; empty when all is well or nobody answers."""
+        try:
+            checks = self._http.get("/readyz", timeout=5.0).json().get("checks", {})
+        except (httpx2.TransportError, ValueError):
+            return {}
+        return {name: str(c.get("detail")) for name, c in checks.items() if not c.get("ok")}
+
 
 class Jobs:
     """`/api/v1/jobs/`."""

@@ -19,6 +19,7 @@ from services.api.secrets.keyring import Keyring
 from services.api.settings import ApiSettings
 from shared.clock import Clock
 from shared.db import Database
+from shared.disk.volumes import VolumeWatch, stack_folders
 from shared.errors import FieldProblem, invalid
 from shared.jobs.reasons import Lang
 from shared.language import language
@@ -38,6 +39,8 @@ class ApiServices:
     link: BusLink
     clock: Clock
     keyring: Keyring
+    disks: VolumeWatch = field(init=False)
+    """Folders of this machine that the api and what it needs write to."""
     hub: Hub = field(default_factory=Hub)
     """Committed frames on their way to live viewers."""
     metrics: ApiMetrics = field(default_factory=ApiMetrics)
@@ -45,8 +48,14 @@ class ApiServices:
     """Called after a request was committed, so that it is published at once."""
     hosts_seen: tuple[float, list[KnownHost]] | None = None
     """Hosts as of a moment of the boot clock; a burst of submits asks for them once."""
+    outbox_stuck: str | None = None
+    """Why requests do not reach their stream although the broker is connected, or None."""
     projector: Projector | None = None
     """The running `Projector`, once there is a bus."""
+
+    def __post_init__(self) -> None:
+        """Name the volumes to look at."""
+        self.disks = VolumeWatch(stack_folders(self.settings))
 
 
 def services_of(connection: HTTPConnection) -> ApiServices:

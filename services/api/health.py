@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,10 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from services.api.deps import ApiServices, Services
 from services.api.jobs.repository import count_by_status
 from services.api.outbox import depth
-from shared.db import Database, DatabaseBusy
+from shared.bus.embedded import health as broker_health
+from shared.db import Database, DatabaseBusy, DatabaseFull
+from shared.disk.levels import Level, in_words, shortage
+from shared.disk.volumes import NEEDED, Standing
 from shared.jobs.status import JobStatus
 
 router = APIRouter(tags=["health"])
@@ -96,7 +100,38 @@ async def readiness(services: ApiServices) -> list[Check]:
     )
     connected = services.link.is_connected
     bus = Check("bus", connected, "connected" if connected else "the broker cannot be reached")
-    return [main, telemetry, bus, _projection(services)]
+    if connected:
+        bus = await _broker(services)
+    return [main, telemetry, bus, _projection(services), disk_check(services.disks.look())]
+
+
+async def _broker(services: ApiServices) -> Check:
+    """Connected is not enough: a stream that met a full disk takes nothing until the broker is started again."""
+    settings = services.settings
+    found = await broker_health(settings.home, settings.nats_url, CHECK_SECONDS)
+    trouble = found.trouble if found.answered else None
+    if trouble is None and services.outbox_stuck is not None:
+        trouble = services.outbox_stuck
+    if trouble is None:
+        return Check("bus", True, "connected")
+    if settings.nats_url is None:
+        cure = "`trainyard up` starts it again by itself once its disk has room"
+    else:
+        cure = "free its disk, then restart the broker; nothing that was accepted is lost"
+    return Check("bus", False, f"connected, but the broker takes no messages: {trouble}; {cure}")
+
+
+def disk_check(standings: Sequence[Standing]) -> Check:
+    """Name every volume that is full or low, with path, need and have; not ready without one that requests need."""
+    full = [s for s in standings if s.level is Level.FULL]
+    low = [s for s in standings if s.level is Level.LOW]
+    told = [f"{s.name} is full: {shortage(s.volume).en}" for s in full]
+    told += [
+        f"{s.name} is low: {s.volume.path} has {in_words(s.volume.free)} of {in_words(s.volume.total)} free"
+        for s in low
+    ]
+    ready = not any(s.name in NEEDED for s in full)
+    return Check("disk", ready, "; ".join(told) or "ok")
 
 
 def _projection(services: ApiServices) -> Check:
@@ -133,6 +168,6 @@ async def _database(name: str, database: Database) -> Check:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             await database.read(lambda session: session.execute(text("SELECT 1")).scalar())
-    except (SQLAlchemyError, DatabaseBusy, TimeoutError) as error:
+    except (SQLAlchemyError, DatabaseBusy, DatabaseFull, TimeoutError) as error:
         return Check(name, False, f"cannot be read: {type(error).__name__}")
     return Check(name, True, "ok")

@@ -17,7 +17,7 @@ from sqlmodel import Session, col
 from services.api.db.tables import HostRow, JobRow, RequestRow
 from services.api.deps import ApiServices
 from services.api.settings import OUTBOX_BATCH
-from shared.bus.port import BusError, MessageTooLarge
+from shared.bus.port import BusError, MessageTooLarge, PublishTimeout
 from shared.events import Envelope, subjects
 from shared.events.base import EventBase
 from shared.events.requests import (
@@ -131,6 +131,8 @@ class OutboxRelay:
             self._wake.clear()
             try:
                 done = await self.publish_once()
+                if done:
+                    self._services.outbox_stuck = None
             except (BusError, RuntimeError) as error:
                 LOG.warning("outbox_waits", error=str(error)[:200])
                 done = False
@@ -158,6 +160,8 @@ class OutboxRelay:
             if sent:
                 await main.write(lambda session, sent=sent: confirm(session, sent, epoch))  # type: ignore[misc]
             if failed is not None:
+                if isinstance(failed, PublishTimeout) and bus.is_connected:
+                    self._services.outbox_stuck = f"stream {STREAM} does not acknowledge"
                 LOG.warning("outbox_refused", error=str(failed)[:200])
                 return False
 

@@ -15,6 +15,7 @@ from starlette.types import Scope
 from services.api.validation import field_problems
 from shared.bus.port import BusError, BusUnavailable
 from shared.db import DatabaseBusy, DatabaseFull
+from shared.disk.levels import Shortage
 from shared.errors import TrainyardError, invalid, unavailable
 from shared.jobs.reasons import Lang
 from shared.language import language
@@ -92,12 +93,7 @@ def known_error(error: Exception) -> TrainyardError | None:
             "数据库繁忙，未做任何更改，请稍后重试。",
         )
     if isinstance(error, DatabaseFull):
-        return unavailable(
-            "database_full",
-            "The disk of the database is full; nothing was changed. Free some space on the api's machine.",
-            "数据库所在磁盘已满，未做任何更改。请在 api 所在机器上清理空间。",
-            retry_after=60,
-        )
+        return database_full(error.shortage)
     if isinstance(error, BusUnavailable):
         return unavailable(
             "bus_unavailable",
@@ -111,6 +107,19 @@ def known_error(error: Exception) -> TrainyardError | None:
             f"消息代理拒绝了操作：{error}。详见 api 日志。",
         )
     return None
+
+
+def database_full(short: Shortage | None) -> TrainyardError:
+    """Return the 503 for a volume without room for requests: it names path, need and have."""
+    en = f": {short.en}" if short else ""
+    zh = f"：{short.zh}" if short else ""
+    return unavailable(
+        "database_full",
+        f"The disk of the database is full{en}; nothing was changed. "
+        "Free some space on the api's machine and send the request again; running jobs go on.",
+        f"数据库所在磁盘已满{zh}，未做任何更改。请在 api 所在机器上清理空间后重新发送请求；运行中的任务不受影响。",
+        retry_after=10,
+    )
 
 
 def http_error(status: int, headers: dict[str, str] | None = None) -> TrainyardError:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from services.gpu_agent.core.numbering import Position
+from shared.disk.reserve import extend_beyond_end
 from shared.events.run import (
     RunAccepted,
     RunCheckpoint,
@@ -22,6 +23,8 @@ from shared.events.run import (
 from shared.runs import fsync_directory
 
 _ADAPTER: TypeAdapter[RunFact] = TypeAdapter(Annotated[RunFact, Field(discriminator="type")])
+LAST_WORDS_BYTES = 16 * 1024
+"""Kept free behind the newest fact, so that `exited` can be written on a full disk."""
 _SOURCE = "_src"
 _ENDS = "_ends"
 
@@ -94,10 +97,12 @@ class FactLog:
         try:
             before = os.fstat(descriptor).st_size
             try:
+                extend_beyond_end(descriptor, len(line) + LAST_WORDS_BYTES)
                 _write_all(descriptor, line)
                 os.fsync(descriptor)
             except OSError:
-                os.ftruncate(descriptor, before)
+                if os.fstat(descriptor).st_size > before:
+                    os.ftruncate(descriptor, before)
                 raise
         finally:
             os.close(descriptor)

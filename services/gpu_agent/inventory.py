@@ -16,6 +16,8 @@ import psutil
 
 from services.gpu_agent.layout import HostFiles
 from services.gpu_agent.processes import holder_of
+from shared.disk.levels import Volume
+from shared.disk.volumes import volume_of
 from shared.jobs.resources import GpuInfo, HostInventory
 from shared.log import logger
 
@@ -119,12 +121,19 @@ class Inventory:
             memory_mib=memory.total // _MIB,
             memory_used_mib=(memory.total - memory.available) // _MIB,
             disk_free_mib=shutil.disk_usage(_existing(self._files.work_dir)).free // _MIB,
+            volumes=self.volumes(),
             agent_version=self._facts.version,
             python_version=sys.version.split()[0],
             packages=self._facts.packages,
             work_dir=str(self._files.work_dir),
             shared_paths=self._facts.shared_paths,
         )
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """Return the volumes of the folders that runs write to."""
+        folders = [self._files.work_dir, self._files.checkpoint_root]
+        found = [volume_of(f) for f in folders if f is not None]
+        return tuple(v for v in found if v is not None)
 
     def gpus(self) -> tuple[GpuInfo, ...]:
         """Return GPUs or CPU slots and who holds each."""

@@ -100,7 +100,7 @@ class KindStream:
 
     def backlog(self) -> int:
         """Return how many bytes wait in the file."""
-        return max(0, self._limit() - self.read.offset)
+        return max(0, self.limit() - self.read.offset)
 
     def poll(self, now: float, moment: float) -> bool:
         """Queue what was written since; tell whether anything came. `moment`: wall clock for items that bear no time."""
@@ -128,7 +128,7 @@ class KindStream:
 
     def find_end(self) -> Position:
         """Return the position after everything that stands in the file now, as it counts when nothing more comes."""
-        here, limit = self.read, self._limit()
+        here, limit = self.read, self.limit()
         while here.offset < limit:
             before = here
             for _, position in self._next_steps(here, limit=limit, closed=True):
@@ -144,7 +144,7 @@ class KindStream:
         gap = next((g for g in self.gaps if g.at.offset == start.offset), None)
         if gap is not None:
             return [(gap_item(gap), past(gap))]
-        stop = self._limit() if limit is None else limit
+        stop = self.limit() if limit is None else limit
         closed = closed or self.end is not None
         later = [g.at.offset for g in self.gaps if g.at.offset > start.offset]
         stop = min([stop, *later])
@@ -158,7 +158,7 @@ class KindStream:
                 return steps
         return []
 
-    def _limit(self) -> int:
+    def limit(self) -> int:
         if self.end is not None:
             return self.end.offset
         try:

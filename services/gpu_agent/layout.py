@@ -89,6 +89,11 @@ class AttemptFiles:
         """Processes of the run; that it exists means that the attempt was used."""
         return self.root / "pid.json"
 
+    @property
+    def last_words(self) -> tuple[Path, ...]:
+        """Files for which room is set aside: without them nobody would know how the run ended."""
+        return (self.result, self.exit, self.stop, self.verdict)
+
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:

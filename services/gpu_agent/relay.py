@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from services.gpu_agent.core.batching import Limits, OutBatch
+from services.gpu_agent.core.spool_cap import HOST_CAP_BYTES, to_drop
 from services.gpu_agent.facts import parse_fact
 from services.gpu_agent.kind_stream import KindStream
 from services.gpu_agent.spool import AttemptSpool
@@ -44,6 +45,7 @@ _BATCH: dict[str, type[BatchBase]] = {
 }
 ACTIVE_SECONDS = 0.02
 IDLE_SECONDS = 0.25
+WEIGH_SECONDS = 2.0
 EPOCH_SECONDS = 30.0
 EPOCH_RETRY_SECONDS = 1.0
 _MOST_MESSAGES = 64
@@ -52,8 +54,17 @@ _MOST_MESSAGES = 64
 class Relay:
     """Owns the spools of all attempts that are not confirmed to their end."""
 
-    def __init__(self, host: str, clock: Clock, limits: Limits | None = None) -> None:
-        """Do no I/O."""
+    def __init__(
+        self,
+        host: str,
+        clock: Clock,
+        limits: Limits | None = None,
+        *,
+        cap: int = HOST_CAP_BYTES,
+    ) -> None:
+        """Do no I/O. `cap`: bytes that all spools together may hold."""
+        self._cap = cap
+        self._weigh_at = 0.0
         self.host = host
         self._clock = clock
         self._limits = limits or Limits()
@@ -131,9 +142,21 @@ class Relay:
                 spool.save(now)
             except OSError as error:
                 logger("relay").warning("spool_unreadable", job=spool.job, error=str(error))
+        if now >= self._weigh_at:
+            self._weigh_at = now + WEIGH_SECONDS
+            self._keep_to_cap()
         if moved:
             self.wake()
         return moved
+
+    def _keep_to_cap(self) -> None:
+        """Let logs give way while all spools together hold more than this host may keep."""
+        held = [(key, spool.held()) for key, spool in self._spools.items()]
+        for key, size in to_drop(held, self._cap):
+            try:
+                self._spools[key].drop_log(size)
+            except OSError as error:
+                logger("relay").warning("log_not_dropped", job=key[0], error=str(error))
 
     def wake(self) -> None:
         """Let the reader and every lane look at once."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.gpu_agent import shim
-from services.gpu_agent.core.exits import Ending, Evidence, ExitRecord, classify
+from services.gpu_agent.core.exits import Ending, Evidence, ExitRecord, classify, with_shortage
 from services.gpu_agent.core.numbering import Position
 from services.gpu_agent.core.reconcile import Phase, RunView
 from services.gpu_agent.core.stall import is_stalled
@@ -27,6 +27,8 @@ from services.gpu_agent.processes import (
 )
 from services.gpu_agent.spool import AttemptSpool
 from shared.clock import Clock
+from shared.disk.reserve import give_back
+from shared.disk.volumes import volume_of
 from shared.log import logger
 from shared.runs import RunResult, write_atomic_json
 
@@ -254,6 +256,7 @@ class Run:
             reason=ending.reason,
             message_en=ending.message_en,
             message_zh=ending.message_zh,
+            shortage=ending.shortage,
             stop_cause=ending.stop_cause,
             exit_code=ending.exit_code,
             signal=ending.signal,
@@ -265,6 +268,7 @@ class Run:
         )
         written = self.spool.facts.append(fact, ends=ends)
         self.spool.close(ends)
+        give_back(*self.files.last_words)
         self.phase = Phase.ENDED
         logger("run").info(
             "exited",
@@ -298,7 +302,7 @@ class Run:
         processes = RunProcesses.read(self.files.pid)
         stop = shim.read_json(str(self.files.stop)) or {}
         verdict = shim.read_json(str(self.files.verdict)) or {}
-        return classify(
+        ending = classify(
             Evidence(
                 result=_result(self.files.result),
                 exit=_exit(self.files.exit),
@@ -308,6 +312,8 @@ class Run:
                 log_tail=_tail(self.job_files.log, self.spool.log_start),
             )
         )
+        volume = volume_of(self.files.root)
+        return with_shortage(ending, (volume,) if volume else ())
 
 
 def _result(path: Path) -> RunResult | None:

@@ -11,10 +11,12 @@ from typing import Any
 
 from services.gpu_agent.core import loglines
 from services.gpu_agent.core.numbering import Gap, Item, Position, json_lines, of_types, shorten
+from services.gpu_agent.core.spool_cap import Held
 from services.gpu_agent.core.stall import Progress, saw
 from services.gpu_agent.facts import FactLog, RunCheckpoint, RunCollected
 from services.gpu_agent.kind_stream import KindStream
 from services.gpu_agent.layout import AttemptFiles, JobFiles
+from shared.disk.reserve import punch_hole
 from shared.log import logger
 from shared.runs import write_atomic_json
 
@@ -42,6 +44,7 @@ class AttemptSpool:
         self._watch = self._open_watch()
         self._saved_at = now
         self._saved = ""
+        self._unsaved = False
         self._now = now
         if self.facts.ends:
             self.close(self.facts.ends)
@@ -104,18 +107,43 @@ class AttemptSpool:
             before = position
         return bool(steps)
 
+    def held(self) -> Held:
+        """Return what of this attempt is on disk and not confirmed."""
+        log = self.streams["log"]
+        events = [self.streams[k] for k in ("met", "smp")]
+        behind = min(s.confirmed.offset for s in events)
+        files = [(self.files.events, behind)]
+        files += [
+            (s.path, s.confirmed.offset) for k, s in self.streams.items() if k in ("sys", "run")
+        ]
+        gone = sum(g.bytes for g in log.gaps if g.at.offset >= log.confirmed.offset)
+        kept = max(0, log.limit() - log.confirmed.offset - gone)
+        droppable = 0 if log.end is not None or log.next_gap_offset() is not None else log.backlog()
+        return Held(kept, droppable, sum(max(0, _size(p) - o) for p, o in files))
+
     def give_up_log(self) -> None:
-        """When more of the log waits than the cap, leave out its oldest part with a visible gap."""
+        """When more of the log waits than the cap, send its oldest part no more: a visible gap; the file keeps it."""
+        waiting = self.streams["log"].backlog()
+        if waiting > LOG_CAP_BYTES:
+            self._leave_out(waiting - LOG_CAP_BYTES // 2)
+
+    def drop_log(self, size: int) -> None:
+        """Leave out the oldest `size` bytes that wait, and give their room back: the host holds too much."""
+        gap = self._leave_out(size)
+        if gap is not None:
+            punch_hole(self.log_path, gap.at.offset, gap.end)
+
+    def _leave_out(self, size: int) -> Gap | None:
+        """Put a gap in place of about `size` bytes from here on, up to a line's end; None where that cannot be now."""
         stream = self.streams["log"]
-        waiting = stream.backlog()
         here = stream.read
-        if stream.end is not None or waiting <= LOG_CAP_BYTES:
-            return
+        if stream.end is not None or size <= 0:
+            return None
         if loglines.LineState.parse(here.state).mid or stream.next_gap_offset() is not None:
-            return
-        end = _line_start(stream.path, here.offset + waiting - LOG_CAP_BYTES // 2)
+            return None
+        end = _line_start(stream.path, here.offset + size)
         if end is None:
-            return
+            return None
         lines = _count_lines(stream.path, here.offset, end)
         gap = Gap(here, end, lines, end - here.offset)
         write_atomic_json(
@@ -127,6 +155,7 @@ class AttemptSpool:
         )
         stream.gaps = (*stream.gaps, gap)
         logger("relay").warning("log_gap", job=self.job, attempt=self.attempt, lines=lines)
+        return gap
 
     # the end
 
@@ -173,9 +202,12 @@ class AttemptSpool:
             temporary.write_text(text)
             temporary.replace(self.files.relay)
             self._saved = text
+            self._unsaved = False
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            logger("relay").warning("relay_state_not_saved", job=self.job, error=str(error))
+            if not self._unsaved:  # it is tried every second
+                logger("relay").warning("relay_state_not_saved", job=self.job, error=str(error))
+            self._unsaved = True
 
 
 def _checkpoint_fact(item: Item) -> RunCheckpoint | None:
@@ -205,6 +237,13 @@ def _read_gaps(path: Path) -> tuple[Gap, ...]:
     except FileNotFoundError:
         return ()
     return tuple(Gap(Position(r[0], r[1], r[2]), r[3], r[4], r[5]) for r in rows)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _written_at(path: Path) -> float:

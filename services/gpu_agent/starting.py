@@ -23,12 +23,16 @@ from services.gpu_agent.layout import HostFiles
 from services.gpu_agent.run import Begun, Run
 from services.gpu_agent.secrets_client import SecretsUnavailable
 from services.gpu_agent.stocktaking import differences
+from shared.disk.levels import Shortage
+from shared.disk.reserve import set_aside
 from shared.events.calls import ControlEntry
 from shared.jobs.reasons import REASONS, Reason
 from shared.log import logger
 from shared.runs import GpuRef, RunSpec, write_atomic_json
 
 Fetch = Callable[[str, int], Awaitable[Mapping[str, str]]]
+LAST_WORDS_BYTES = 32 * 1024
+"""Set aside for each file that tells how a run ended, and for the order to stop it."""
 _CPU_THREADS_PER_GPU = 8
 
 
@@ -67,6 +71,8 @@ class Starter:
             return
         spec = self._spec(context)
         write_atomic_json(run.files.spec, spec)
+        for path in run.files.last_words:
+            set_aside(path, LAST_WORDS_BYTES)
         _append_notes(run.job_files.log, context.notes)
         if not run.spool.facts.has(RunAccepted):
             run.spool.facts.append(RunAccepted(seq=0, t=time.time(), gpus=entry.gpus))
@@ -167,7 +173,9 @@ class Starter:
                 )
             )
             return
-        refuse(run, refusal.reason, refusal.message_en, refusal.message_zh)
+        refuse(
+            run, refusal.reason, refusal.message_en, refusal.message_zh, shortage=refusal.shortage
+        )
 
     def _not_started(self, run: Run, outcome: NotStarted) -> None:
         if outcome.why == "locked":
@@ -205,11 +213,13 @@ class Starter:
         logger("runner").info("started", job=run.job, attempt=run.attempt, pid=pid)
 
 
-def refuse(run: Run, reason: Reason, en: str, zh: str) -> None:
+def refuse(run: Run, reason: Reason, en: str, zh: str, *, shortage: Shortage | None = None) -> None:
     """Write `refused`, the last fact of an attempt that this host does not take. Raises Begun where it has begun."""
     run.bar()
     run.spool.facts.append(
-        RunRefused(seq=0, t=time.time(), reason=reason, message_en=en, message_zh=zh)
+        RunRefused(
+            seq=0, t=time.time(), reason=reason, message_en=en, message_zh=zh, shortage=shortage
+        )
     )
     run.phase = Phase.ENDED
 

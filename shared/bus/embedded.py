@@ -12,6 +12,7 @@ import json
 import socket
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from shared.bus.connection import Connection
@@ -152,22 +153,45 @@ async def reload_permissions(home: Path, url: str | None = None, timeout: float 
         raise BrokerConfigInvalid(str(error.get("description", error)))
 
 
-async def is_healthy(home: Path, url: str | None = None, timeout: float = 2) -> bool:
-    """Ask the broker whether JetStream is up; False also when nobody answers in `timeout` seconds."""
+@dataclass(frozen=True, slots=True)
+class BrokerHealth:
+    """What the broker says about itself."""
+
+    answered: bool
+    trouble: str | None = None
+    """The first thing that is wrong, in its own words, or None."""
+
+    @property
+    def is_ok(self) -> bool:
+        """Tell whether it answered and found nothing wrong."""
+        return self.answered and self.trouble is None
+
+
+async def health(home: Path, url: str | None = None, timeout: float = 2) -> BrokerHealth:
+    """Ask the broker how JetStream and every stream are. Never raises; nobody there is an answer too.
+
+    A stream that once met a full disk is named here until the broker is started again.
+    """
     try:
         connection = await _system(home, url or broker_url(home), timeout)
-    except BusError:
-        return False
+    except (BusError, OSError) as error:
+        return BrokerHealth(answered=False, trouble=str(error))
     try:
-        body = json.dumps({"js-enabled-only": True}).encode()
         answer = await connection.request(
-            f"$SYS.REQ.SERVER.{connection.server_id}.HEALTHZ", body, timeout
+            f"$SYS.REQ.SERVER.{connection.server_id}.HEALTHZ", b"{}", timeout
         )
-        return bool(json.loads(answer.data).get("data", {}).get("status") == "ok")
-    except BusError:
-        return False
+        data = json.loads(answer.data).get("data", {})
+    except (BusError, ValueError) as error:
+        return BrokerHealth(answered=False, trouble=str(error))
     finally:
         await connection.close()
+    fine = data.get("status") == "ok"
+    return BrokerHealth(True, None if fine else str(data.get("error") or data.get("status")))
+
+
+async def is_healthy(home: Path, url: str | None = None, timeout: float = 2) -> bool:
+    """Ask the broker whether JetStream and every stream are up; False also when nobody answers in `timeout` seconds."""
+    return (await health(home, url, timeout)).is_ok
 
 
 async def _system(home: Path, url: str, timeout: float) -> Connection:
@@ -193,8 +217,10 @@ def _free_port(wanted: int) -> int:
 
 __all__ = [
     "BrokerConfigInvalid",
+    "BrokerHealth",
     "BrokerMissing",
     "EmbeddedBroker",
+    "health",
     "is_healthy",
     "reload_permissions",
     "server_binary",

@@ -21,7 +21,12 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
+from shared.disk.levels import Shortage, shortage
+from shared.disk.volumes import volume_of
+
 T = TypeVar("T")
+_FULL = ("disk is full", "no space left", "disk full")
+_NO_ROOM = 1 << 20
 BUSY_TIMEOUT_SECONDS = 5.0
 GROUP_LIMIT = 64
 """Writes committed together: one fsync serves them all, so durable requests reach some hundreds a second."""
@@ -33,6 +38,11 @@ class DatabaseBusy(RuntimeError):
 
 class DatabaseFull(RuntimeError):
     """The volume of the database has no space left; nothing was written."""
+
+    def __init__(self, message: str, shortage: Shortage | None = None) -> None:
+        """Keep what lacks room, where that is a folder of this machine."""
+        super().__init__(f"{message}: {shortage.en}" if shortage else message)
+        self.shortage = shortage
 
 
 @dataclass(slots=True)
@@ -56,6 +66,8 @@ class Database:
         """Open lazily; `schema` is used on PostgreSQL only and must exist (see `migrate`)."""
         self.url = url
         self.schema = schema if url.startswith("postgresql") else None
+        self.folder = _folder(url)
+        """Where its file lies; None for a server."""
         self.engine = _engine(url, synchronous, self.schema, readers + 1)
         self._queue: queue.Queue[_Write | None] = queue.Queue(maxsize=write_queue)
         self._closing = threading.Lock()
@@ -93,9 +105,11 @@ class Database:
     def read_now(self, work: Callable[[Session], T]) -> T:
         """Run `work` with a session that cannot write, in this thread."""
         with Session(self.engine) as session:
-            _forbid_writes(session)
             try:
+                _forbid_writes(session)
                 return work(session)
+            except DBAPIError as error:
+                raise _typed(error, self.folder) from error
             finally:
                 # A rollback expires what it finds in the session: rows that `work` returns must stay readable.
                 session.expunge_all()
@@ -148,12 +162,12 @@ class Database:
                     except Exception as error:
                         if not _is_sound(session, error):
                             raise
-                        failed.append((item, _typed(error)))
+                        failed.append((item, _typed(error, self.folder)))
                     else:
                         results.append((item, value))
                 session.commit()
         except Exception as error:  # noqa: BLE001 - the writer must outlive any one group
-            typed = _typed(error)
+            typed = _typed(error, self.folder)
             for item in group:
                 item.done.set_exception(typed)
             return
@@ -183,7 +197,7 @@ def _is_sound(session: Session, error: Exception) -> bool:
     return bool(getattr(driver, "in_transaction", True))
 
 
-def _typed(error: Exception) -> Exception:
+def _typed(error: Exception, folder: Path | None) -> Exception:
     """Return DatabaseBusy or DatabaseFull where that is what `error`, or what it hides, comes from."""
     found: BaseException | None = error
     while found is not None:
@@ -191,11 +205,19 @@ def _typed(error: Exception) -> Exception:
             message = str(found.orig).lower()
             if "locked" in message or "busy" in message or "lock timeout" in message:
                 return DatabaseBusy(message)
-            if "disk is full" in message or "no space left" in message or "disk full" in message:
-                return DatabaseFull(message)
+            volume = volume_of(folder) if folder else None
+            # Files beside the database that cannot grow are reported as input and output errors.
+            stuck = "disk i/o error" in message or "unable to open database file" in message
+            no_room = volume is not None and volume.free < _NO_ROOM
+            if any(words in message for words in _FULL) or (stuck and no_room):
+                return DatabaseFull(message, shortage(volume) if volume else None)
         # After SQLite has ended the transaction, the failed rollback to the savepoint hides the reason.
         found = found.__cause__ or found.__context__
     return error
+
+
+def _folder(url: str) -> Path | None:
+    return Path(url.removeprefix("sqlite:///")).parent if url.startswith("sqlite") else None
 
 
 def _engine(url: str, synchronous: str, schema: str | None, pool: int) -> Engine:

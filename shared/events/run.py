@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from shared.disk.levels import Shortage
 from shared.events.base import EventBase
 from shared.jobs.reasons import Reason
 
@@ -39,6 +40,8 @@ class RunRefused(RunFactBase):
     reason: Reason
     message_en: str = ""
     message_zh: str = ""
+    shortage: Shortage | None = None
+    """What lacked room, with the reason `disk_full`."""
 
 
 class RunStarted(RunFactBase):
@@ -75,6 +78,8 @@ class RunExited(RunFactBase):
     reason: Reason | None = None
     message_en: str = ""
     message_zh: str = ""
+    shortage: Shortage | None = None
+    """What lacked room, with the reason `disk_full`."""
     stop_cause: str | None = None
     exit_code: int | None = None
     signal: int | None = None

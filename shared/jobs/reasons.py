@@ -265,11 +265,11 @@ REASONS: dict[Reason, ReasonText] = {
         "请将其所在目录加入 TRAINYARD_DATA_ROOTS。",
     ),
     Reason.DISK_FULL: ReasonText(
-        Retry.SPEND,
+        Retry.FREE,
         "The disk is full.",
         "磁盘已满。",
-        "Free space, lower save_total_limit or raise save_steps; the last good checkpoint is kept.",
-        "请释放空间，减小 save_total_limit 或增大 save_steps；最近的完好检查点已保留。",
+        "Free space there: the job then goes on by itself from its last good checkpoint. Or lower save_total_limit, raise save_steps, use LoRA.",
+        "请在该处释放空间，任务随后会从最近的完好检查点自动继续；也可减小 save_total_limit、增大 save_steps 或使用 LoRA。",
     ),
     Reason.GPU_UNUSABLE: ReasonText(
         Retry.SPEND,

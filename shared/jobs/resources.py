@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.disk.levels import Volume
+
 
 class GpuInfo(BaseModel):
     """One GPU, or one CPU slot of a host that has no GPU."""
@@ -37,6 +39,8 @@ class HostInventory(BaseModel):
     memory_mib: int = 0
     memory_used_mib: int = 0
     disk_free_mib: int = 0
+    volumes: tuple[Volume, ...] = ()
+    """Of the folders that runs write to: jobs, checkpoints."""
     agent_version: str = ""
     python_version: str = ""
     packages: dict[str, str] = Field(default_factory=dict)

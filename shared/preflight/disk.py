@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.disk.levels import in_words
 from shared.preflight.finding import Finding, shown
 
 # Free space asked for beyond the estimate: a partial write next to a full disk costs a whole run.
@@ -88,11 +89,3 @@ def check_free(
         value=in_words(have),
         allowed=f">= {in_words(need)}",
     )
-
-
-def in_words(size: int) -> str:
-    """Bytes for a person: 1.5 GiB, 20 MiB, 312 bytes."""
-    for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if abs(size) >= 1 << power:
-            return f"{size / (1 << power):.1f} {unit}"
-    return f"{size} bytes"

@@ -7,7 +7,8 @@ decoder models; fragmentation, kernels' work space and the CUDA context are the 
 
 from dataclasses import dataclass
 
-from shared.preflight.disk import ADAM_BYTES_PER_PARAMETER, OPTIMIZER_BYTES, in_words
+from shared.disk.levels import in_words
+from shared.preflight.disk import ADAM_BYTES_PER_PARAMETER, OPTIMIZER_BYTES
 from shared.preflight.finding import Finding
 from shared.preflight.model import ModelReport
 

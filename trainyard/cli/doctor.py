@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import typer
 from pydantic import ValidationError
 
-from shared.bus.embedded import BrokerMissing, server_binary
+from shared.bus.embedded import BrokerMissing, health, server_binary
+from shared.disk.levels import Level, in_words
+from shared.disk.volumes import VolumeWatch, stack_folders
 from shared.settings import Settings
 from trainyard.cli.output import OutputOption, fail, out, print_json
 from trainyard.client import Client
@@ -74,6 +75,14 @@ def _packages(_: Settings) -> Finding:
 
 
 def _broker(settings: Settings) -> Finding:
+    found = asyncio.run(health(settings.home, settings.nats_url))
+    if found.answered and found.trouble:
+        fix = (
+            "Free the disk of the broker's store; `trainyard up` then starts it again by itself."
+            if settings.nats_url is None
+            else "Free its disk and restart the broker; nothing that was accepted is lost."
+        )
+        return Finding("broker", "error", f"takes no messages: {found.trouble}", fix)
     if settings.nats_url:
         return Finding("broker", "ok", f"external: {settings.nats_url}")
     try:
@@ -98,13 +107,22 @@ def _ports(settings: Settings) -> Finding:
 
 
 def _disk(settings: Settings) -> Finding:
-    parts = []
-    low = False
-    for path in (settings.home, settings.checkpoint_dir):
-        free = shutil.disk_usage(_existing(path)).free / 2**30
-        low = low or free < MIN_DISK_GIB
-        parts.append(f"{path}: {free:.1f} GiB free")
-    fix = f"Free space, or set TRAINYARD_HOME and TRAINYARD_CHECKPOINT_DIR to a volume with {MIN_DISK_GIB:g} GiB or more."
+    """Name every volume of the stack once: two folders of one volume have the same room."""
+    parts, low = [], False
+    seen: dict[tuple[int, int], str] = {}
+    for standing in VolumeWatch(stack_folders(settings)).look():
+        volume = standing.volume
+        short = volume.free < MIN_DISK_GIB * 2**30
+        key = (volume.free // 2**20, volume.total)
+        if key in seen:
+            continue
+        seen[key] = standing.name
+        low = low or short
+        word = "FULL" if standing.level is Level.FULL else "low" if short else "ok"
+        parts.append(
+            f"{standing.name} {word}: {volume.path} has {in_words(volume.free)} of {in_words(volume.total)} free"
+        )
+    fix = f"Free space there (running jobs and requests then go on by themselves), or set TRAINYARD_HOME and TRAINYARD_CHECKPOINT_DIR to a volume with {MIN_DISK_GIB:g} GiB or more."
     return Finding("disk", "error" if low else "ok", "; ".join(parts), fix)
 
 
@@ -131,6 +149,11 @@ def _stack(_: Settings) -> Finding:
     with Client() as client:
         if client.is_ready():
             return Finding("stack", "ok", f"ready at {client.url}")
+        wrong = "; ".join(f"{name}: {detail}" for name, detail in client.not_ready().items())
+        if wrong:
+            return Finding(
+                "stack", "error", f"not ready at {client.url}: {wrong}", "Mend what it names."
+            )
         return Finding(
             "stack", "warning", f"nothing answers at {client.url}", "Start it with `trainyard up`."
         )
@@ -146,9 +169,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path

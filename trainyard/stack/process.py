@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from shared.log import logger
 from trainyard.stack.restart import CAP_SECONDS, next_delay
@@ -69,6 +70,10 @@ class Service:
         self.stopping = True
         if self._watch is not None:
             self._watch.cancel()
+        await self.end_process()
+
+    async def end_process(self) -> None:
+        """End the process that runs now; unless the service is being stopped, it is started again at once."""
         process = self.process
         if process is None or process.returncode is not None:
             return
@@ -81,9 +86,7 @@ class Service:
             await process.wait()
 
     async def _spawn(self) -> None:
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        _rotate(self.log_path)
-        with self.log_path.open("ab") as stream:
+        with _open_log(self.log_path) as stream:
             self.process = await asyncio.create_subprocess_exec(
                 *self.argv,
                 env=dict(self.env),
@@ -107,7 +110,18 @@ class Service:
             log.warning("died", name=self.name, exit_code=code, restart_in_seconds=delay)
             await asyncio.sleep(delay)
             if not self.stopping:
+                await self._spawn_again()
+
+    async def _spawn_again(self) -> None:
+        """Start it; what the system refuses for now (no memory, no descriptors) is asked for again."""
+        while not self.stopping:
+            try:
                 await self._spawn()
+            except OSError as error:
+                log.error("not_started", name=self.name, error=str(error))
+                await asyncio.sleep(CAP_SECONDS)
+            else:
+                return
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -126,6 +140,17 @@ def _last_line(path: Path) -> str:
     """Return what the service said last: the sentence for the person who started it."""
     lines = path.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"Its log: {path}"
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    """Open the log for appending; where there is no room for one, a service runs without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _rotate(path)
+        return path.open("ab")
+    except OSError as error:
+        log.error("log_not_opened", path=str(path), error=str(error))
+        return Path(os.devnull).open("ab")
 
 
 def _rotate(path: Path) -> None:

@@ -23,6 +23,7 @@ from shared.bus.embedded import BrokerConfigInvalid, BrokerMissing, EmbeddedBrok
 from shared.ids import HostId, new_host_id
 from shared.runs import write_atomic_json
 from shared.settings import Settings
+from trainyard.stack.broker_care import watch_broker
 from trainyard.stack.ports import free_port, http_ok, is_free
 from trainyard.stack.process import Service, StartFailed, python
 
@@ -72,7 +73,7 @@ async def _run(settings: Settings, parts: Parts) -> int:
                 settings.home / "run" / "stack.json", {"url": url, "pid": os.getpid()}
             )
             _announce(url, settings)
-            await stop.wait()
+            await _supervise(services, settings, stop)
     except StartFailed as error:
         raise StackRefused(str(error)) from None
     finally:
@@ -82,6 +83,16 @@ async def _run(settings: Settings, parts: Parts) -> int:
             await service.stop()
         (settings.home / "run" / "stack.json").unlink(missing_ok=True)
     return 0
+
+
+async def _supervise(services: list[Service], settings: Settings, stop: asyncio.Event) -> None:
+    """Watch over the broker until told to stop."""
+    broker = next((s for s in services if s.name == "broker"), None)
+    watching = asyncio.create_task(watch_broker(broker, settings.home)) if broker else None
+    await stop.wait()
+    if watching is not None:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def _start_unless_stopped(service: Service, stop: asyncio.Event) -> None:

@@ -27,6 +27,8 @@ from services.api.jobs.preflight import Findings, Preflight, Surroundings
 from services.api.jobs.repository import pending_actions
 from services.api.outbox import add_request
 from services.api.secrets.store import seal
+from shared.db import DatabaseFull
+from shared.disk.levels import shortage
 from shared.errors import FieldProblem, conflict, invalid
 from shared.events.requests import JobSubmitRequested
 from shared.ids import new_job_id
@@ -123,6 +125,10 @@ def prepare(services: ApiServices, body: Any, key: str | None, digest: str) -> J
         known = services.main.read_now(lambda session: by_key(session, key, digest))
         if known is not None:
             return known
+    full = services.disks.full("database")
+    if full is not None:
+        # What is left is for pauses, cancels and the ends of jobs.
+        raise DatabaseFull("no new job is taken on", shortage(full.volume))
     found = checked(services, body)
     uuid, now = new_job_id(), services.clock.now()
     row = JobRow(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel, ConfigDict
 
+from shared.disk.levels import Shortage, Volume, fullest, shortage
 from shared.jobs.reasons import REASONS, Reason
 from shared.runs import Outcome, RunResult
 
@@ -83,6 +84,8 @@ class Ending:
     step: int | None = None
     total_steps: int | None = None
     final_metrics: dict[str, float | None] = field(default_factory=dict)
+    shortage: Shortage | None = None
+    """What lacked room, with the reason `disk_full`."""
 
 
 def classify(evidence: Evidence) -> Ending:
@@ -118,6 +121,21 @@ def _from_result(
         step=result.step,
         total_steps=result.total_steps or None,
         final_metrics=result.final_metrics,
+        shortage=result.shortage,
+    )
+
+
+def with_shortage(ending: Ending, volumes: tuple[Volume, ...]) -> Ending:
+    """Return the ending, with path, need and have where the disk was full and the run could not say so itself."""
+    worst = fullest(volumes)
+    if ending.reason is not Reason.DISK_FULL or ending.shortage is not None or worst is None:
+        return ending
+    short = shortage(worst)
+    return replace(
+        ending,
+        shortage=short,
+        message_en=f"{REASONS[Reason.DISK_FULL].en} {short.en}.",
+        message_zh=f"{REASONS[Reason.DISK_FULL].zh}{short.zh}。",
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from services.gpu_agent.layout import AttemptFiles, HostFiles, JobFiles
+from shared.disk.levels import Shortage
+from shared.disk.volumes import volume_of
 from shared.events.calls import ControlEntry
 from shared.jobs.reasons import Reason
 from shared.preflight.finding import Finding
@@ -21,11 +23,19 @@ class Refusal:
     reason: Reason
     message_en: str
     message_zh: str
+    shortage: Shortage | None = None
 
     @staticmethod
     def of(finding: Finding, reason: Reason, fault: Literal["job", "host"] = "job") -> Refusal:
         """Return the refusal that a finding stands for."""
         return Refusal(fault, reason, finding.message_en, finding.message_zh)
+
+    @staticmethod
+    def no_room(finding: Finding, folder: Path, need: int) -> Refusal:
+        """Return the refusal for a folder without `need` bytes: another host may have them."""
+        volume = volume_of(folder)
+        short = Shortage(str(folder), need, volume.free) if volume else None
+        return Refusal("host", Reason.DISK_FULL, finding.message_en, finding.message_zh, short)
 
 
 @dataclass(slots=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from services.gpu_agent.hooks.context import HookContext, Refusal
+from shared.disk.levels import START_BYTES
 from shared.jobs.reasons import Reason
 from shared.preflight.disk import check_free
-
-LEAST_FREE_BYTES = 64 << 20
-"""For log, events and spool; checkpoints are estimated on their own."""
 
 
 def check(context: HookContext) -> Refusal | None:
@@ -31,7 +29,7 @@ def check(context: HookContext) -> Refusal | None:
                 f"{folder} on the host cannot be written: {error.strerror or error}. Check its owner and the disk.",
                 f"无法写入主机上的 {folder}：{error.strerror or error}。请检查所有者和磁盘。",
             )
-        finding = check_free(folder, LEAST_FREE_BYTES)
+        finding = check_free(folder, START_BYTES)
         if finding is not None:
-            return Refusal.of(finding, Reason.DISK_FULL, "host")
+            return Refusal.no_room(finding, folder, START_BYTES)
     return None

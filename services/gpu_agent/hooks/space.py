@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from services.gpu_agent.hooks.context import HookContext, Refusal
-from shared.jobs.reasons import Reason
 from shared.preflight.disk import check_free, estimate_checkpoints
 from shared.preflight.memory import lora_parameters
 
@@ -22,7 +21,9 @@ def check(context: HookContext) -> Refusal | None:
         total_saves=_saves(config.get("max_steps"), config.get("save_steps")),
     )
     finding = check_free(context.checkpoint_dir, estimate.total_bytes)
-    return None if finding is None else Refusal.of(finding, Reason.DISK_FULL, "host")
+    if finding is None:
+        return None
+    return Refusal.no_room(finding, context.checkpoint_dir, estimate.total_bytes)
 
 
 def _saves(max_steps: object, save_steps: object) -> int | None:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from services.gpu_agent.checkpoint_store import Checkpoint, folder_name
+from shared.disk.reserve import NO_ROOM
 from shared.log import redact
 from shared.runs import STOP_FILE, RunSpec, StopCause
 
@@ -235,6 +236,33 @@ def remove_secrets(text: str, secrets: Iterable[str]) -> str:
 
 def write_line(level: str, message: str) -> None:
     """Write one line to standard output, unbuffered, in a single call."""
-    data = f"[{level}] {message}\n".encode(errors="backslashreplace")
-    while data:
-        data = data[os.write(1, data) :]
+    _LOG.write(f"[{level}] {message}\n".encode(errors="backslashreplace"))
+
+
+class _Log:
+    """Standard output; a line for which the disk has no room is lost, for training must not end for want of it."""
+
+    def __init__(self) -> None:
+        self._lost = 0
+        self._torn = False
+
+    def write(self, line: bytes) -> None:
+        if self._lost:
+            line = (
+                b"[WARNING] %d lines of the log were lost: the disk was full\n" % self._lost + line
+            )
+        data = b"\n" + line if self._torn else line
+        whole = len(data)
+        try:
+            while data:
+                data = data[os.write(1, data) :]
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self._lost += 1
+            self._torn = self._torn or len(data) < whole
+        else:
+            self._lost, self._torn = 0, False
+
+
+_LOG = _Log()

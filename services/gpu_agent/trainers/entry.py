@@ -26,7 +26,9 @@ from services.gpu_agent.trainers.context import (
     split_nonfinite,
     write_line,
 )
-from services.gpu_agent.trainers.failures import TrainingFailure, classify
+from services.gpu_agent.trainers.failures import TrainingFailure, classify, no_room
+from shared.disk.levels import shortage
+from shared.disk.volumes import volume_of
 from shared.jobs.reasons import REASONS, Reason
 from shared.runs import EVENTS_FILE, RESULT_FILE, SPEC_FILE, RunResult, RunSpec, write_atomic_json
 
@@ -110,6 +112,8 @@ def _failed(
     error: BaseException, context: TrainContext | None, hidden: tuple[str, ...]
 ) -> RunResult:
     verdict = classify(error)
+    if verdict.reason is Reason.DISK_FULL and verdict.shortage is None and context is not None:
+        verdict = classify(_unwritten(context) or error)
     trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
     message = remove_secrets(verdict.message, hidden)
     fields = {
@@ -117,10 +121,19 @@ def _failed(
         "reason": verdict.reason,
         "message": message,
         "message_zh": remove_secrets(verdict.message_zh, hidden) if verdict.message_zh else None,
+        "shortage": verdict.shortage,
         "error_type": type(error).__name__,
         "traceback": remove_secrets(trace, hidden),
     }
     return RunResult.model_validate(fields) if context is None else _result(context, **fields)
+
+
+def _unwritten(context: TrainContext) -> TrainingFailure | None:
+    """Return what could not be written, for a run whose own files met a full disk."""
+    volume = volume_of(context.spec.attempt_dir)
+    if volume is None:
+        return None
+    return no_room(shortage(volume), "events and log of the run in", "运行的事件与日志目录")
 
 
 def _result(context: TrainContext, **fields: object) -> RunResult:

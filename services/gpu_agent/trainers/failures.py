@@ -7,14 +7,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shared.disk.levels import Shortage
 from shared.jobs.reasons import Reason
 
 
 class TrainingFailure(Exception):
     """A failure whose reason is known where it is found."""
 
-    def __init__(self, reason: Reason, message: str, message_zh: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        message_zh: str | None = None,
+        shortage: Shortage | None = None,
+    ) -> None:
         super().__init__(message)
+        self.shortage = shortage
         self.reason = reason
         self.message = message
         self.message_zh = message_zh
@@ -27,6 +35,8 @@ class Classified:
     reason: Reason
     message: str
     message_zh: str | None = None
+    shortage: Shortage | None = None
+    """What lacked room, where the failure says so."""
 
 
 _MESSAGE_LIMIT = 600
@@ -92,12 +102,22 @@ def classify(error: BaseException) -> Classified:
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, TrainingFailure):
-            return Classified(link.reason, link.message, link.message_zh)
+            return Classified(link.reason, link.message, link.message_zh, link.shortage)
     for link in chain:
         reason = _by_type(link) or _by_text(link)
         if reason is not None:
             return Classified(reason, _sentence(link))
     return Classified(Reason.CODE_ERROR, _sentence(error))
+
+
+def no_room(short: Shortage, what_en: str, what_zh: str) -> TrainingFailure:
+    """Return the failure for a folder without room: it names what was to be written, path, need and have."""
+    return TrainingFailure(
+        Reason.DISK_FULL,
+        f"The disk is full: {what_en} {short.en}.",
+        f"磁盘已满：{what_zh} {short.zh}。",
+        short,
+    )
 
 
 def _by_type(error: BaseException) -> Reason | None:

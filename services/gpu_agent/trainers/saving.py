@@ -15,8 +15,11 @@ from transformers.trainer_callback import ExportableState
 from services.gpu_agent import checkpoint_store
 from services.gpu_agent.checkpoint_store import Checkpoint, Kind
 from services.gpu_agent.trainers.context import TrainContext, split_nonfinite
-from services.gpu_agent.trainers.failures import TrainingFailure
+from services.gpu_agent.trainers.failures import TrainingFailure, classify, no_room
+from shared.disk.levels import Shortage
+from shared.disk.volumes import volume_of
 from shared.jobs.reasons import Reason
+from shared.preflight.disk import RESERVE
 
 _STATE_FILE = "trainer_state.json"
 _PICKLED_ARGUMENTS = "training_args.bin"
@@ -53,12 +56,24 @@ class CheckpointWriter:
                 split_nonfinite(context.latest_at(step))[0],
                 kept,
             )
-        except BaseException:
+        except BaseException as error:
+            written = folder_bytes(temporary)
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            if classify(error).reason is not Reason.DISK_FULL:
+                raise
+            raise self._no_room(step, written) from error
         context.checkpoint(saved, best=best_step == step, last=last)
         self._thin_out(step, best_step)
         return saved
+
+    def _no_room(self, step: int, written: int) -> TrainingFailure:
+        """Return the failure for a checkpoint that did not fit: as large as the last one, or as what was written."""
+        folder = self._context.spec.checkpoint_dir
+        known = [c.size_bytes for c in checkpoint_store.list_complete(folder)]
+        need = int(max([written * 2, *known]) * RESERVE)
+        volume = volume_of(folder)
+        short = Shortage(str(folder), need, volume.free if volume else 0)
+        return no_room(short, f"the checkpoint of step {step} in", f"第 {step} 步的检查点目录")
 
     def announce_again(self, step: int) -> None:
         """Announce a checkpoint once more, now known to be the best."""
@@ -98,6 +113,11 @@ class SealedCheckpoints:
 
     def _send_telemetry(self) -> None:
         """Tell nobody."""
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes in all files below `folder`."""
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def _write_files(trainer: Any, folder: Path) -> None:

@@ -75,6 +75,11 @@ class Draft:
         found: Host | None = self._hosts.get(host_id)
         return found
 
+    @property
+    def hosts(self) -> Mapping[str, Host]:
+        """Return all hosts as this step has left them."""
+        return _View(self._hosts)
+
     def held(self, job_id: str) -> tuple[JobRequest, ...]:
         """Return the requests of a job that wait for an earlier one."""
         found: tuple[JobRequest, ...] = self._held.get(job_id, ())

@@ -8,7 +8,9 @@ from typing import Any
 
 from services.scheduler.core.decisions import DesiredCleared, DesiredSet
 from services.scheduler.core.draft import Draft
+from services.scheduler.core.shortage import noted
 from services.scheduler.core.state import Job
+from shared.disk.levels import Shortage
 from shared.jobs.lifecycle import Bilingual, Change
 from shared.jobs.reasons import REASONS, Reason, Retry
 
@@ -27,6 +29,8 @@ class Ending:
     cause: str | None = None
     final: dict[str, Any] = field(default_factory=dict)
     """`final_seq` and `final_metrics`, where the run could say them."""
+    shortage: Shortage | None = None
+    """What lacked room, with the reason `disk_full`."""
 
 
 def settle(draft: Draft, job: Job, ending: Ending) -> Job:
@@ -42,6 +46,8 @@ def settle(draft: Draft, job: Job, ending: Ending) -> Job:
     else:
         draft.decide(DesiredCleared(run.host, job.id))
         _release_locks(draft, run.host, job.id)
+    if ending.reason is Reason.DISK_FULL and ending.outcome in ("failed", "refused"):
+        job = noted(job, run.host, ending.shortage)
     job = replace(job, run=None)
     wanted = job.state.stop_requested
     if ending.outcome == "completed" or _is_done(ending):
@@ -89,13 +95,7 @@ def _go_on(draft: Draft, job: Job, ending: Ending, wanted: str | None) -> Job:
     """Handle every ending that is neither complete nor cancelled."""
     reason = ending.reason or Reason.EXIT_UNKNOWN
     if ending.outcome == "stopped":
-        if ending.cause == "time_limit":
-            return _end(draft, job, Change.FAILED, Reason.TIME_LIMIT, ending)
-        if wanted == "pause":
-            return _pause(draft, job, Reason.USER, ending)
-        if ending.cause == "pause":
-            return _pause(draft, job, ending.reason or Reason.USER, ending)
-        return _requeue(draft, job, ending.reason or Reason.DRAINED, ending)
+        return _stopped(draft, job, ending, wanted)
     if reason in PAUSES_ITSELF:
         return _pause(draft, job, reason, ending)
     verdict = Retry.FREE if ending.outcome == "lost" else REASONS[reason].retry
@@ -111,7 +111,21 @@ def _go_on(draft: Draft, job: Job, ending: Ending, wanted: str | None) -> Job:
         )
     if wanted == "pause":
         return _pause(draft, job, Reason.USER, ending)
+    if reason is Reason.DISK_FULL and ending.outcome == "failed":
+        # It cannot go on before there is room; `room.tick` resumes it then.
+        return _pause(draft, replace(job, setbacks=job.setbacks + 1), reason, ending)
     return _requeue(draft, job, reason, ending)
+
+
+def _stopped(draft: Draft, job: Job, ending: Ending, wanted: str | None) -> Job:
+    """Handle an attempt that ended because it was asked to, or by its own rule."""
+    if ending.cause == "time_limit":
+        return _end(draft, job, Change.FAILED, Reason.TIME_LIMIT, ending)
+    if wanted == "pause":
+        return _pause(draft, job, Reason.USER, ending)
+    if ending.cause == "pause":
+        return _pause(draft, job, ending.reason or Reason.USER, ending)
+    return _requeue(draft, job, ending.reason or Reason.DRAINED, ending)
 
 
 def _end(draft: Draft, job: Job, change: Change, reason: Reason | None, ending: Ending) -> Job:
@@ -160,7 +174,8 @@ def _requeue(draft: Draft, job: Job, reason: Reason, ending: Ending) -> Job:
     avoid = job.avoid
     now = draft.now.wall
     if ending.outcome == "refused" and host is not None:
-        pause = limits.refusal_exclusion * 2 ** min(job.setbacks, 20)
+        doubled = 0 if reason is Reason.DISK_FULL else job.setbacks
+        pause = limits.refusal_exclusion * 2 ** min(doubled, 20)
         until = now + timedelta(seconds=min(pause, limits.backoff_last))
         avoid = (*((h, t) for h, t in avoid if h != host and t > now), (host, until))
     blamed = ending.outcome == "failed" and REASONS[reason].retry is Retry.SPEND

@@ -92,7 +92,7 @@ def _apply(draft: Draft, job: Job, fact: RunFact) -> None:
             _accepted(draft, job)
         case RunRefused():
             message = _message(fact.message_en, fact.message_zh)
-            settle(draft, job, Ending("refused", fact.reason, message))
+            settle(draft, job, Ending("refused", fact.reason, message, shortage=fact.shortage))
         case RunStarted():
             _started(draft, job, fact)
         case RunCheckpoint():
@@ -205,6 +205,7 @@ def _ending(fact: RunExited) -> Ending:
         _message(fact.message_en, fact.message_zh),
         fact.stop_cause,
         {"final_seq": dict(fact.last_seq), "final_metrics": dict(fact.final_metrics)},
+        fact.shortage,
     )
 
 

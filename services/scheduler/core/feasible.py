@@ -54,6 +54,11 @@ def not_drained(_: Ask, host: Host) -> Why | None:
     return words.drained(host.label) if host.drained else None
 
 
+def has_room(_: Ask, host: Host) -> Why | None:
+    """Every volume that runs write to has room for a new one."""
+    return words.no_room(host.label, host.full) if host.full is not None else None
+
+
 def is_pinned_here(ask: Ask, host: Host) -> Why | None:
     """A pinned job runs on its host only."""
     if ask.pin is None or ask.pin in (host.id, host.label):
@@ -105,6 +110,7 @@ CHECKS: tuple[HostCheck, ...] = (
     checkpoint_here,
     has_type,
     has_memory,
+    has_room,
     not_refused_lately,
     enough_free,
 )

@@ -97,6 +97,10 @@ class Fleet:
         shapes = [s for s in shapes if not s.drained]
         if not shapes:
             return words.ALL_DRAINED
+        roomy = [s for s in shapes if not s.full]
+        if not roomy:
+            return self._why_full(shapes)
+        shapes = roomy
         unsuited = _why_unsuited(ask, shapes)
         if unsuited is not None:
             return unsuited
@@ -107,6 +111,16 @@ class Fleet:
         if refusing:
             return words.refused(", ".join(sorted(refusing)[:3]))
         return words.not_free(ask.num_gpus, self._largest_free(ask))
+
+    def _why_full(self, shapes: list[Shape]) -> Why:
+        """Return the words for hosts that all lack room: those of the one that lacks least."""
+        full = [
+            (h.full.free, h.label, h.full)
+            for h in self.hosts.values()
+            if h.full and h.shape in shapes
+        ]
+        _, label, volume = max(full, key=lambda f: f[:2])
+        return words.no_room(label, volume)
 
     def _largest_free(self, ask: Ask) -> int:
         """Return the most suitable GPUs that are free on one host, kept hosts included."""
@@ -123,7 +137,7 @@ class Fleet:
 
     def _fits_now(self, ask: Ask, host_id: str) -> bool:
         shape = self.hosts[host_id].shape
-        if not shape.online or shape.drained or len(self.free(host_id)) < ask.num_gpus:
+        if not shape.is_open or len(self.free(host_id)) < ask.num_gpus:
             return False
         return len(matching(ask, shape, self.free(host_id))) >= ask.num_gpus
 
@@ -205,7 +219,7 @@ class Fleet:
             known = []
             for shape in self._pools:
                 fits = [suits(ask, cuda=shape.cuda, name=n, memory_mib=m) for n, m in shape.kinds]
-                if shape.online and not shape.drained and any(fits):
+                if shape.is_open and any(fits):
                     known.append((shape, all(fits)))
             self._suitable[ask] = known
         return known
@@ -230,7 +244,7 @@ class Fleet:
     def _could_hold(self, ask: Ask, host_id: str) -> bool:
         host = self.hosts[host_id]
         shape = host.shape
-        if not shape.online or shape.drained or shape.total < ask.num_gpus:
+        if not shape.is_open or shape.total < ask.num_gpus:
             return False
         if host_id in ask.avoid or host.forgotten:
             return False

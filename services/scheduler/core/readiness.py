@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from services.scheduler.core import words
 from services.scheduler.core.order import Ask, Queue, Rank, Ready, Standing, Waits
+from services.scheduler.core.shortage import short_of_room
 from services.scheduler.core.state import Checkpoint, ClusterState, Host, Job, Limits, ModelRef
 from shared.jobs.lifecycle import Bilingual, Change
 from shared.jobs.reasons import Reason
@@ -53,7 +54,8 @@ def standing(
     if isinstance(needed, Doom):
         return needed
     avoid = {host: until for host, until in job.avoid if until > now and host in hosts}
-    return Ready(_ask(job, needed, hosts, frozenset(avoid)), min(avoid.values(), default=None))
+    unfit = frozenset(avoid) | short_of_room(job, hosts)
+    return Ready(_ask(job, needed, hosts, unfit), min(avoid.values(), default=None))
 
 
 def with_due(state: ClusterState, now: datetime) -> Queue:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 from services.scheduler.core.order import Queue, Rank
 from services.scheduler.core.words import Why
+from shared.disk.levels import START_BYTES, Volume, fullest
 from shared.events.requests import JobRequest
 from shared.jobs.lifecycle import JobState
 from shared.jobs.resources import GpuInfo, HostInventory
@@ -115,6 +116,15 @@ class Checkpoint:
         return str(PurePosixPath(self.path).parent)
 
 
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Room that the job found missing on a host: it does not begin there before the volume has `need` bytes."""
+
+    host: str
+    path: str
+    need: int
+
+
 class Phase(StrEnum):
     """How far an open attempt is known to have come."""
 
@@ -162,6 +172,7 @@ class Job:
     not_before: datetime | None = None
     avoid: tuple[tuple[str, datetime], ...] = ()
     """Hosts that refused it, and until when they are not asked again."""
+    short: tuple[Short, ...] = ()
     lost_hosts: tuple[str, ...] = ()
     """Hosts that the user, or a day of silence, wrote off: checkpoints there bind no longer."""
     hosts: tuple[str, ...] = ()
@@ -233,6 +244,13 @@ class Host:
         return tuple(g for g in self.working if g.held_by is None and g.index not in taken)
 
     @cached_property
+    def full(self) -> Volume | None:
+        """Return the volume that has no room for a new run, or None."""
+        volumes = self.inventory.volumes if self.inventory else ()
+        worst = fullest(volumes)
+        return worst if worst is not None and worst.free < START_BYTES else None
+
+    @cached_property
     def shape(self) -> Shape:
         """Return what hosts have in common that are alike for any demand, but for who is busy."""
         inventory = self.inventory
@@ -240,6 +258,7 @@ class Host:
         return Shape(
             online=self.online and not self.forgotten,
             drained=self.drained,
+            full=self.full is not None,
             cuda=inventory is not None and inventory.device != "cpu",
             kinds=kinds,
             total=len(self.working),
@@ -266,10 +285,17 @@ class Shape:
 
     online: bool
     drained: bool
+    full: bool
+    """A volume of it has no room for a new run."""
     cuda: bool
     kinds: tuple[tuple[str, int], ...]
     """(name, memory in MiB) of its GPUs."""
     total: int
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether new runs may start on such a host at all."""
+        return self.online and not self.drained and not self.full
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import assert_never
 
-from services.scheduler.core import facts, hosts, leases, requests
+from services.scheduler.core import facts, hosts, leases, requests, room
 from services.scheduler.core.assign import place
 from services.scheduler.core.decisions import Decision
 from services.scheduler.core.draft import Draft
@@ -89,6 +89,7 @@ def _apply(draft: Draft, one: Input) -> None:
             leases.beat(draft, one)
         case Tick():
             leases.tick(draft)
+            room.tick(draft)
         case Place():
             place(draft, one)
         case _:

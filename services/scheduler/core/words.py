@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
+from shared.disk.levels import START_BYTES, Volume, shortage
 from shared.jobs.lifecycle import Bilingual
 from shared.jobs.reasons import Reason
 
@@ -51,6 +52,14 @@ def pinned_offline(pin: str) -> Why:
 def drained(label: str) -> Why:
     """Return the words for one drained host."""
     return Why(Reason.HOST_DRAINED, f"host {label} is drained", f"主机 {label} 已排空")
+
+
+def no_room(label: str, volume: Volume) -> Why:
+    """Return the words for a host whose disk is full."""
+    short = shortage(volume, START_BYTES)
+    return Why(
+        Reason.DISK_FULL, f"disk full on {label}: {short.en}", f"{label} 磁盘已满：{short.zh}"
+    )
 
 
 def no_such_type(gpu_type: str, there: str) -> Why:

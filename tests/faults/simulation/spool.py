@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from services.gpu_agent.core.numbering import Position, json_lines, of_types, shorten
+from services.gpu_agent.core.spool_cap import Held
 from services.gpu_agent.core.stall import Progress
 from services.gpu_agent.facts import FactLog
 from services.gpu_agent.kind_stream import KindStream
@@ -18,7 +19,7 @@ from tests.faults.simulation.host import AttemptDir
 class MemoryStream(KindStream):
     """One kind; `path` is the file's bytes."""
 
-    def _limit(self) -> int:
+    def limit(self) -> int:
         return self.end.offset if self.end is not None else len(self.path)  # type: ignore[arg-type]
 
     def _bytes(self, offset: int, size: int) -> bytes:
@@ -96,6 +97,10 @@ class MemorySpool(AttemptSpool):
             if not (self.refused and kind != "run"):
                 moved |= self.streams[kind].poll(now, 0.0)
         return moved
+
+    def held(self) -> Held:
+        """Nothing here is ever too much."""
+        return Held(0, 0, 0)
 
     def give_up_log(self) -> None:
         """There is no log here."""

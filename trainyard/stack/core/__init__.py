@@ -1,0 +1,1 @@
+"""Decisions of the supervisor: no I/O, no clock."""
