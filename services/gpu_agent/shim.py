@@ -7,7 +7,6 @@ It outlives the agent. A lock is held as long as any process of the run has inhe
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -58,38 +57,20 @@ def take_locks(paths: Iterable[str], holder: str) -> list[int]:
 
 
 def write_json(path: str, document: dict[str, Any]) -> None:
-    """Replace `path` by `document`, durably; on a full disk in the room that was set aside for it (shared/disk/reserve.py)."""
-    body = json.dumps(document).encode()
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        _write_whole(temporary, body)
-    except OSError as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)  # noqa: PTH108
-        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.room")  # noqa: PTH118, PTH119, PTH120
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not os.path.exists(temporary):  # noqa: PTH110
-            raise
-        _write_whole(temporary, body, os.O_RDWR)
+    """Replace `path` by `document`, durably; in the room set aside for it, if any (shared/disk/reserve.py)."""
+    room = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.room")  # noqa: PTH118, PTH119, PTH120
+    temporary = room if os.path.exists(room) else f"{path}.{os.getpid()}.tmp"  # noqa: PTH110
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(json.dumps(document).encode())
+        file.truncate()
+        os.fsync(fd)
     os.replace(temporary, path)  # noqa: PTH105
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)  # noqa: PTH120
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _write_whole(
-    path: str, body: bytes, flags: int = os.O_CREAT | os.O_TRUNC | os.O_WRONLY
-) -> None:
-    """Write `body` and nothing else into `path`. Raises OSError, also for a write that is cut short."""
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        if os.pwrite(fd, body, 0) < len(body):
-            raise OSError(errno.ENOSPC, "written in part", path)
-        os.ftruncate(fd, len(body))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_json(path: str) -> dict[str, Any] | None:
