@@ -58,5 +58,5 @@ def test_a_checkpoint_cut_short_and_shown_is_found(tmp_path: Path, tiny_model: P
     ) as rig:
         job = rig.training()
         volume = rig.volumes["checkpoints"]
-        with Filled(volume), pytest.raises(AssertionError, match="checkpoint-40"):
+        with Filled(volume), pytest.raises(AssertionError, match="checkpoint-"):
             assert_paused_for_room(rig, job, volume.path)

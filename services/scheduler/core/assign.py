@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from heapq import nsmallest
 
-from services.scheduler.core import words
+from services.scheduler.core import shortage, words
 from services.scheduler.core.decisions import DesiredSet
 from services.scheduler.core.draft import Draft
 from services.scheduler.core.inputs import Place
@@ -114,7 +114,8 @@ def _tell(draft: Draft, plan: Plan, refresh: int) -> None:
     for rank, why in found:
         job = draft.job(rank[-1])
         if job is not None and job.waits:
-            draft.change(job, Change.UPDATED, reason=why.reason, waiting_for=why.text)
+            told = _better(draft.before, job, why)
+            draft.change(job, Change.UPDATED, reason=told.reason, waiting_for=told.text)
 
 
 def _job(found: tuple[Rank, Why]) -> str:
@@ -126,12 +127,22 @@ def _stale(state: ClusterState, plan: Plan, limit: int) -> Iterator[tuple[Rank, 
     for why, ranks in _waiting(state.jobs, plan):
         left = limit
         for rank in ranks:
-            told = state.jobs[rank[-1]].state.waiting_for
-            if (told is None or told.en != why.en) and rank[-1] not in state.untold:
+            job = state.jobs[rank[-1]]
+            told = job.state.waiting_for
+            if (told is None or told.en != _better(state, job, why).en) and rank[
+                -1
+            ] not in state.untold:
                 yield rank, why
                 left -= 1
                 if left == 0:
                     break
+
+
+def _better(state: ClusterState, job: Job, found: Why) -> Why:
+    """A host that refused for want of room, and still has none, is better told by that."""
+    if found.reason is not Reason.HOST_REFUSED or not job.short:
+        return found
+    return shortage.why(job, state.hosts) or found
 
 
 def _waiting(jobs: Mapping[str, Job], plan: Plan) -> Iterator[tuple[Why, tuple[Rank, ...]]]:

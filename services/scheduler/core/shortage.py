@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from services.scheduler.core import words
 from services.scheduler.core.state import Host, Job, Short
-from shared.disk.levels import FULL_BYTES, Shortage, fullest, holding
+from services.scheduler.core.words import Why
+from shared.disk.levels import FULL_BYTES, Shortage, Volume, fullest, holding
 
 REMEMBERED = 8
 """Hosts whose want of room a job remembers."""
@@ -26,9 +28,23 @@ def is_there(short: Short, hosts: Mapping[str, Host]) -> bool:
         return True
     if not host.online:
         return False
-    volumes = host.inventory.volumes
-    volume = holding(short.path, volumes) if short.path else fullest(volumes)
+    volume = _volume(short, host.inventory.volumes)
     return volume is None or volume.free >= short.need
+
+
+def _volume(short: Short, volumes: tuple[Volume, ...]) -> Volume | None:
+    return holding(short.path, volumes) if short.path else fullest(volumes)
+
+
+def why(job: Job, hosts: Mapping[str, Host]) -> Why | None:
+    """Return the words for the first host that this job knows to lack room, or None."""
+    for short in job.short:
+        host = hosts.get(short.host)
+        if host is not None and host.inventory is not None and not is_there(short, hosts):
+            volume = _volume(short, host.inventory.volumes)
+            have = volume.free if volume else 0
+            return words.lacks(host.label, Shortage(short.path or "its disk", short.need, have))
+    return None
 
 
 def short_of_room(job: Job, hosts: Mapping[str, Host]) -> frozenset[str]:

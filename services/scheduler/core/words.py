@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
-from shared.disk.levels import START_BYTES, Volume, shortage
+from shared.disk.levels import START_BYTES, Shortage, Volume, shortage
 from shared.jobs.lifecycle import Bilingual
 from shared.jobs.reasons import Reason
 
@@ -56,10 +56,14 @@ def drained(label: str) -> Why:
 
 def no_room(label: str, volume: Volume) -> Why:
     """Return the words for a host whose disk is full."""
-    short = shortage(volume, START_BYTES)
-    return Why(
-        Reason.DISK_FULL, f"disk full on {label}: {short.en}", f"{label} 磁盘已满：{short.zh}"
-    )
+    return lacks(label, shortage(volume, START_BYTES))
+
+
+def lacks(label: str, short: Shortage) -> Why:
+    """Return the words for a folder without the room that is needed; in steps, for every change is an event."""
+    short = Shortage(short.path, short.need, short.have - short.have % max(1, short.need // 16))
+    en, zh = f"disk full on {label}: {short.en}", f"{label} 磁盘已满：{short.zh}"
+    return Why(Reason.DISK_FULL, en, zh)
 
 
 def no_such_type(gpu_type: str, there: str) -> Why:

@@ -165,6 +165,7 @@ def test_a_host_that_refused_for_want_of_room_is_left_alone_until_it_has_it() ->
         beat(world, checkpoints=300)
         world.place()
     assert world.job(1).state.status is S.PENDING
+    assert world.job(1).state.reason is Reason.DISK_FULL
     assert world.job(1).run is None
     assert world.job(1).setbacks == 1
     beat(world, "box2")
@@ -181,7 +182,7 @@ def test_nothing_starts_on_a_full_host_and_the_reason_names_path_need_and_have()
     state = world.job(1).state
     assert (state.status, state.reason) == (S.PENDING, Reason.DISK_FULL)
     assert state.waiting_for is not None
-    for words in (JOBS, "64.0 MiB", "5.0 MiB"):
+    for words in (JOBS, "64.0 MiB", "4.0 MiB"):
         assert words in state.waiting_for.en
         assert words in state.waiting_for.zh
     beat(world)
