@@ -15,7 +15,9 @@ from starlette.types import Scope
 from services.api.validation import field_problems
 from shared.bus.port import BusError, BusUnavailable
 from shared.db import DatabaseBusy, DatabaseFull
-from shared.disk.levels import Shortage
+from shared.disk.levels import Shortage, shortage
+from shared.disk.reserve import NO_ROOM
+from shared.disk.volumes import volume_of
 from shared.errors import TrainyardError, invalid, unavailable
 from shared.jobs.reasons import Lang
 from shared.language import language
@@ -94,6 +96,8 @@ def known_error(error: Exception) -> TrainyardError | None:
         )
     if isinstance(error, DatabaseFull):
         return database_full(error.shortage)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return _file_full(error)
     if isinstance(error, BusUnavailable):
         return unavailable(
             "bus_unavailable",
@@ -118,6 +122,19 @@ def database_full(short: Shortage | None) -> TrainyardError:
         f"The disk of the database is full{en}; nothing was changed. "
         "Free some space on the api's machine and send the request again; running jobs go on.",
         f"数据库所在磁盘已满{zh}，未做任何更改。请在 api 所在机器上清理空间后重新发送请求；运行中的任务不受影响。",
+        retry_after=10,
+    )
+
+
+def _file_full(error: OSError) -> TrainyardError:
+    """Return the 503 for a file that found no room."""
+    volume = volume_of(str(error.filename)) if error.filename else None
+    short = shortage(volume) if volume else None
+    en, zh = (f": {short.en}", f"：{short.zh}") if short else ("", "")
+    return unavailable(
+        "disk_full",
+        f"A disk of the api's machine is full{en}. Free some space there and send the request again.",
+        f"api 所在机器的磁盘已满{zh}。请在该处释放空间后重新发送请求。",
         retry_after=10,
     )
 
@@ -165,7 +182,7 @@ def install_problems(app: FastAPI) -> None:
         found = field_problems(error.errors(), masked=masked)
         return problem_response(invalid(found), request.scope)
 
-    for kind in (TrainyardError, DatabaseBusy, DatabaseFull, BusError):
+    for kind in (TrainyardError, DatabaseBusy, DatabaseFull, BusError, OSError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, validation)

@@ -6,11 +6,14 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from services.api.problems import known_error
 from services.gpu_agent import shim
 from services.gpu_agent.facts import FactLog, RunAccepted, RunExited
 from services.gpu_agent.trainers.context import _Log
@@ -157,3 +160,26 @@ def _insert(session) -> None:  # type: ignore[no-untyped-def]
 
 def _count(session) -> int:  # type: ignore[no-untyped-def]
     return int(session.connection().exec_driver_sql("SELECT count(*) FROM t").scalar())
+
+
+def test_a_file_that_finds_no_room_is_a_503_that_names_it(tmp_path: Path) -> None:
+    told = known_error(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x")))
+    assert told is not None
+    assert (told.status, told.code) == (503, "disk_full")
+    for sentence in (told.detail_en, told.detail_zh):
+        assert str(tmp_path / "x") in sentence
+        assert "32.0 MiB" in sentence
+    assert known_error(OSError(errno.EACCES, "Permission denied", "x")) is None
+    assert known_error(TimeoutError()) is None
+
+
+@needs_root
+def test_a_stack_does_not_start_on_a_full_disk_and_says_so(volume: Volume) -> None:
+    volume.fill()
+    env = os.environ | {"TRAINYARD_HOME": str(volume.path), "TRAINYARD_API_PORT": "0"}
+    command = [sys.executable, "-P", "-m", "trainyard.cli.main", "up"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode not in (0, -9)
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    assert f"{volume.path} needs 32.0 MiB and has 0 bytes free" in " ".join(said.split())

@@ -20,6 +20,9 @@ import structlog
 from shared import log as logs
 from shared.bus.credentials import add_host_key, create_host_key, create_service_keys
 from shared.bus.embedded import BrokerConfigInvalid, BrokerMissing, EmbeddedBroker, is_healthy
+from shared.disk.levels import shortage
+from shared.disk.reserve import NO_ROOM
+from shared.disk.volumes import volume_of
 from shared.ids import HostId, new_host_id
 from shared.runs import write_atomic_json
 from shared.settings import Settings
@@ -49,10 +52,19 @@ class Parts:
 def run(*, agent: bool = True, reward: bool = True, stop_jobs: bool = False) -> int:
     """Run the stack until SIGTERM or SIGINT; returns 0. Raises StackRefused."""
     settings = Settings()
-    settings.home.mkdir(parents=True, exist_ok=True)
     logs.configure("up", settings.log_level)
-    with _only_one(settings.home):
-        return asyncio.run(_run(settings, Parts(agent, reward and _has_reward(), stop_jobs)))
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with _only_one(settings.home):
+            return asyncio.run(_run(settings, Parts(agent, reward and _has_reward(), stop_jobs)))
+    except OSError as error:
+        volume = volume_of(settings.home)
+        if error.errno not in NO_ROOM or volume is None:
+            raise
+        short = shortage(volume)
+        raise StackRefused(
+            f"The disk is full: {short.en}. Free space there, or set TRAINYARD_HOME to another volume."
+        ) from None
 
 
 async def _run(settings: Settings, parts: Parts) -> int:
