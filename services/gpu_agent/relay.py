@@ -91,9 +91,11 @@ class Relay:
         return list(self._spools.values())
 
     def retire(self, spool: AttemptSpool) -> None:
-        """All of an attempt is confirmed: look at it no more."""
+        """All of an attempt is confirmed: look at it no more, once that is on disk."""
         spool.done = True
-        spool.save(self._clock.boot(), force=True)
+        if not spool.save(self._clock.boot(), force=True):
+            spool.done = False
+            return
         self._spools.pop((spool.job, spool.attempt), None)
 
     def get(self, job: str, attempt: int) -> AttemptSpool | None:

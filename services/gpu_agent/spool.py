@@ -188,15 +188,18 @@ class AttemptSpool:
         """Return the last published number of every kind."""
         return {kind: s.published.seq for kind, s in self.streams.items()}
 
-    def save(self, now: float, *, force: bool = False) -> None:
-        """Write how far the relay has come, at most once a second. A lost file only means that more is sent again."""
+    def save(self, now: float, *, force: bool = False) -> bool:
+        """Write how far the relay has come, at most once a second; tell whether the file says so now.
+
+        A lost file only means that more is sent again.
+        """
         if not force and now - self._saved_at < _SAVE_SECONDS:
-            return
+            return False
         self._saved_at = now
         document = {"done": self.done, "kinds": {k: s.dump() for k, s in self.streams.items()}}
         text = json.dumps(document)
         if text == self._saved:
-            return
+            return True
         temporary = self.files.relay.with_name(f".relay.{secrets.token_hex(4)}")
         try:
             temporary.write_text(text)
@@ -208,6 +211,7 @@ class AttemptSpool:
             if not self._unsaved:  # it is tried every second
                 logger("relay").warning("relay_state_not_saved", job=self.job, error=str(error))
             self._unsaved = True
+        return not self._unsaved
 
 
 def _checkpoint_fact(item: Item) -> RunCheckpoint | None:

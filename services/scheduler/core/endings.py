@@ -10,7 +10,7 @@ from services.scheduler.core.decisions import DesiredCleared, DesiredSet
 from services.scheduler.core.draft import Draft
 from services.scheduler.core.shortage import noted
 from services.scheduler.core.state import Job
-from shared.disk.levels import Shortage
+from shared.disk.levels import Shortage, holding
 from shared.jobs.lifecycle import Bilingual, Change
 from shared.jobs.reasons import REASONS, Reason, Retry
 
@@ -48,6 +48,7 @@ def settle(draft: Draft, job: Job, ending: Ending) -> Job:
         _release_locks(draft, run.host, job.id)
     if ending.reason is Reason.DISK_FULL and ending.outcome in ("failed", "refused"):
         job = noted(job, run.host, ending.shortage)
+        _believe(draft, run.host, ending.shortage)
     job = replace(job, run=None)
     wanted = job.state.stop_requested
     if ending.outcome == "completed" or _is_done(ending):
@@ -217,6 +218,20 @@ def _memory(draft: Draft, job: Job) -> int:
     held = set(job.state.gpus)
     gpus = host.inventory.gpus if host and host.inventory else ()
     return min((g.memory_mib for g in gpus if g.index in held), default=0)
+
+
+def _believe(draft: Draft, host_id: str, shortage: Shortage | None) -> None:
+    """Take over what a run found on the disk: the last heartbeat may be some seconds old."""
+    host = draft.host(host_id)
+    if host is None or host.inventory is None or shortage is None:
+        return
+    found = holding(shortage.path, host.inventory.volumes)
+    volumes = tuple(
+        replace(v, free=min(v.free, shortage.have)) if v is found else v
+        for v in host.inventory.volumes
+    )
+    inventory = host.inventory.model_copy(update={"volumes": volumes})
+    draft.put_host(replace(host, inventory=inventory), durable=False)
 
 
 def _release_locks(draft: Draft, host_id: str, job_id: str) -> None:

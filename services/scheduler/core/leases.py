@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from services.scheduler.core import words
 from services.scheduler.core.draft import Draft
 from services.scheduler.core.endings import Ending, settle, stale_stopped, stop_stale
 from services.scheduler.core.inputs import Beat
 from services.scheduler.core.state import ClusterState, Host, Job, Moment, Phase
+from shared.disk.levels import Volume
 from shared.events.calls import Heartbeat, HeartbeatReply, HeldRun, RunReport
 from shared.jobs.lifecycle import Bilingual, Change
 from shared.jobs.reasons import Reason
@@ -168,6 +170,15 @@ def _watch(draft: Draft, job: Job, host: Host) -> None:
         settle(draft, job, Ending("failed", Reason.HOST_REBOOTED))
     elif _vanished(run.missing_since, host, limits.vanished_after):
         settle(draft, job, _NEVER_TAKEN if run.phase is Phase.ASSIGNED else _VANISHED)
+    elif run.phase is Phase.ASSIGNED and run.missing_since is not None and host.full is not None:
+        _say_full(draft, job, host.full, host.label)
+
+
+def _say_full(draft: Draft, job: Job, volume: Volume, label: str) -> None:
+    """Say why the run does not begin: a host whose disk is full may be unable to write even that; it keeps trying."""
+    why, told = words.no_room(label, volume), job.state.waiting_for
+    if job.state.stop_requested is None and (told is None or told.en != why.en):
+        draft.change(job, Change.UPDATED, reason=why.reason, waiting_for=why.text)
 
 
 def _vanished(since: float | None, host: Host, after: float) -> bool:

@@ -105,9 +105,10 @@ class MemorySpool(AttemptSpool):
     def give_up_log(self) -> None:
         """There is no log here."""
 
-    def save(self, now: float, *, force: bool = False) -> None:
+    def save(self, now: float, *, force: bool = False) -> bool:
         """Write how far the relay has come; `now` bounds how often the product does so."""
         if force or now - getattr(self, "_saved_at", -9.0) >= 1.0:
             self._saved_at = now
             kinds = {k: self.streams[k].dump() for k in ("run", "met")}
             self.folder.relay = {"done": self.done, "kinds": kinds}
+        return True

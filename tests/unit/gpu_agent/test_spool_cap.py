@@ -17,6 +17,7 @@ from services.gpu_agent.relay import Relay
 from services.gpu_agent.spool import AttemptSpool
 from shared.clock import SystemClock
 from shared.runs import write_atomic_json
+from tests.faults.volumes import needs_root, small_volume
 
 CAP = 4_000_000
 
@@ -128,3 +129,19 @@ def test_the_cap_of_a_host_is_a_gibibyte() -> None:
     held = [(n, Held(1 << 28, 1 << 28, 0)) for n in range(4)]
     assert to_drop(held) == ()
     assert to_drop([*held, (9, Held(1, 1, 0))]) == ((0, (1 << 27) + 1),)
+
+
+@needs_root
+def test_a_confirmed_attempt_is_not_forgotten_before_that_is_on_disk(tmp_path: Path) -> None:
+    with small_volume(tmp_path / "jobs", 8) as volume:
+        relay = Relay("box1", SystemClock())
+        spool = a_spool(volume.path, "job")
+        relay.add(spool)
+        volume.fill()
+        relay.retire(spool)
+        assert relay.spools == [spool]
+        assert not spool.done
+        volume.release()
+        relay.retire(spool)
+        assert relay.spools == []
+        assert json.loads(spool.files.relay.read_bytes())["done"] is True

@@ -188,3 +188,33 @@ def test_nothing_starts_on_a_full_host_and_the_reason_names_path_need_and_have()
     beat(world)
     world.place()
     assert world.job(1).run is not None
+
+
+def test_what_a_run_found_counts_before_the_next_heartbeat() -> None:
+    world = World()
+    beat(world)
+    world.running(1)
+    world.exited(1, "failed", reason=Reason.DISK_FULL, shortage=SHORT)
+    world.submit(2)
+    world.place()
+    assert world.job(2).state.reason is Reason.DISK_FULL
+    assert world.job(2).run is None
+
+
+def test_what_a_full_host_cannot_take_says_so_and_begins_there_once_there_is_room() -> None:
+    world = World()
+    beat(world)
+    world.submit(1)
+    world.place()
+    for _ in range(4):  # the agent cannot even make a folder, so it does not report the run
+        beat(world, jobs=0)
+        world.pass_(5)
+    job = world.job(1)
+    assert (job.state.status, job.state.reason) == (S.PENDING, Reason.DISK_FULL)
+    assert job.state.waiting_for is not None
+    assert JOBS in job.state.waiting_for.en
+    assert world.changes(1).count(Change.UPDATED) == 1
+    assert job.run is not None
+    beat(world)
+    job = world.started(1)
+    assert (job.state.status, job.state.reason, job.state.attempt) == (S.RUNNING, None, 1)
