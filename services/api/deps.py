@@ -17,6 +17,7 @@ from services.api.observe import ApiMetrics
 from services.api.projections.runner import Projector
 from services.api.secrets.keyring import Keyring
 from services.api.settings import ApiSettings
+from shared.bus.embedded import BrokerHealth
 from shared.clock import Clock
 from shared.db import Database
 from shared.disk.volumes import VolumeWatch, stack_folders
@@ -50,6 +51,8 @@ class ApiServices:
     """Hosts as of a moment of the boot clock; a burst of submits asks for them once."""
     outbox_stuck: str | None = None
     """Why requests do not reach their stream although the broker is connected, or None."""
+    broker_seen: tuple[float, BrokerHealth] | None = None
+    """What the broker said last about itself, and when (boot clock)."""
     projector: Projector | None = None
     """The running `Projector`, once there is a bus."""
 
