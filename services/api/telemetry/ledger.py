@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlmodel import Session
 
 from services.api.telemetry import tables
@@ -17,6 +17,12 @@ from shared.jobs.lifecycle import JobState
 
 IN_LIMIT = 500
 """Values in one IN list."""
+
+# The columns that are set are those of the rows given; the keys are named apart from them.
+_UPDATE_LIVE = update(tables.job_live).where(tables.job_live.c.id == bindparam("key"))
+_UPDATE_ATTEMPT = update(tables.attempt).where(
+    tables.attempt.c.job_id == bindparam("key"), tables.attempt.c.attempt == bindparam("number")
+)
 
 
 @dataclass(slots=True)
@@ -143,13 +149,14 @@ class Ledger:
             self._session.execute(insert(tables.record), records)
         if lines:
             self._session.execute(insert(tables.metric_line), lines)
-        for live in self.jobs.values():
-            self._session.execute(
-                update(tables.job_live)
-                .where(tables.job_live.c.id == live.id)
-                .values(**_live_columns(live))
-            )
-        a = tables.attempt.c
+        if self.jobs:
+            rows = [{"key": live.id, **_live_columns(live)} for live in self.jobs.values()]
+            self._session.connection().execute(_UPDATE_LIVE, rows)
+        self._flush_attempts()
+
+    def _flush_attempts(self) -> None:
+        new: list[Row] = []
+        old: list[Row] = []
         for row in self.attempts.values():
             values = {
                 "host": row.host,
@@ -158,15 +165,14 @@ class Ledger:
                 **{f"{kind}_seq": row.seq[kind] for kind in KINDS},
             }
             if row.is_new:
-                keys = {"job_id": row.job_id, "attempt": row.attempt}
-                self._session.execute(insert(tables.attempt).values(**keys, **values))
+                new.append({"job_id": row.job_id, "attempt": row.attempt, **values})
                 row.is_new = False
             else:
-                self._session.execute(
-                    update(tables.attempt)
-                    .where(a.job_id == row.job_id, a.attempt == row.attempt)
-                    .values(**values)
-                )
+                old.append({"key": row.job_id, "number": row.attempt, **values})
+        if new:
+            self._session.execute(insert(tables.attempt), new)
+        if old:
+            self._session.connection().execute(_UPDATE_ATTEMPT, old)
 
 
 def live_of(row: Any) -> LiveJob:
