@@ -94,10 +94,25 @@ def unsent(epoch: str) -> ColumnElement[bool]:
 
 def next_batch(session: Session, epoch: str, limit: int = OUTBOX_BATCH) -> list[Outgoing]:
     """Return the next requests to publish, in order."""
+    new = col(RequestRow.epoch).is_(None)
+    wanted = unsent(epoch) if _has_other_lives(session, epoch) else new
     rows = session.execute(
-        select(RequestRow).where(unsent(epoch)).order_by(col(RequestRow.position)).limit(limit)
+        select(RequestRow).where(wanted).order_by(col(RequestRow.position)).limit(limit)
     ).scalars()
     return [outgoing(row) for row in rows]
+
+
+def _has_other_lives(session: Session, epoch: str) -> bool:
+    """Tell whether anything was confirmed in another life of the stream.
+
+    Nearly never: this is looked up in an index after each submit, while to find which of those must go out again
+    reads every request there is.
+    """
+    other = col(RequestRow.epoch)
+    ranges = (
+        select(col(RequestRow.position)).where(r).limit(1) for r in (other < epoch, other > epoch)
+    )
+    return any(session.execute(one).first() is not None for one in ranges)
 
 
 def depth(session: Session) -> int:

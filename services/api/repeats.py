@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import literal, select
 from sqlmodel import Session, col
 
 from services.api.db.tables import JobRow, RequestRow
@@ -117,5 +117,5 @@ class Repeats:
 
 
 def _any_open(session: Session) -> bool:
-    statement = select(func.count()).where(col(JobRow.answered_n) < col(JobRow.req_n))
-    return bool(session.execute(statement.limit(1)).scalar_one())
+    statement = select(col(JobRow.uuid)).where(col(JobRow.answered_n) < col(JobRow.req_n)).limit(1)
+    return session.execute(statement).first() is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index
+from sqlalchemy import Index, text
 from sqlmodel import Field
 
 from services.api.db.types import JsonType, MainTable, UtcTime
@@ -29,6 +29,13 @@ class JobRow(MainTable, table=True):
         # Every list leaves deleted jobs out and reads these alone until it knows its page: a row with its
         # configuration is large. `deleted_at` comes last, or SQLite searches by it and sorts everything.
         *(Index(name, *columns) for name, columns in LIST_INDEXES.items()),
+        # Nearly always empty; asked for every few seconds.
+        Index(
+            "ix_job_unanswered",
+            "uuid",
+            sqlite_where=text("answered_n < req_n"),
+            postgresql_where=text("answered_n < req_n"),
+        ),
         Index("uq_job_idempotency_key", "idempotency_key", unique=True),
     )
 

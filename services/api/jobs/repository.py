@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, func, literal, or_, select, tuple_, union_all
 from sqlmodel import Session, col
 
 from services.api.db.tables import HostRow, JobDependencyRow, JobEventRow, JobRow, RequestRow
@@ -23,6 +24,7 @@ from shared.clock import from_iso
 from shared.errors import TrainyardError
 from shared.jobs.status import TERMINAL, JobStatus
 
+_UUID_PART = re.compile(r"[0-9a-fA-F-]+")
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)
 SORTS = ("created_at", "name", "status", "priority", "started_at", "finished_at", "algorithm")
 _TIMES = frozenset({"created_at", "started_at", "finished_at"})
@@ -122,30 +124,86 @@ def host_labels(session: Session) -> dict[str, str]:
 
 def list_jobs(session: Session, selection: Selection, after: Cursor | None) -> Page:
     """Return one page. Raises TrainyardError 422 for a filter that cannot be read."""
-    dialect = session.get_bind().dialect.name
-    common = _conditions(selection, dialect)
-    counted = select(col(JobRow.status), func.count()).where(*common).group_by(col(JobRow.status))
-    counts = {status.value: 0 for status in JobStatus}
-    counts.update({status: int(n) for status, n in session.execute(counted)})
-    narrowed = [*common]
-    if selection.status:
-        narrowed.append(col(JobRow.status).in_(selection.status.split(",")))
-    key = _sort_key(selection.sort)
-    if after is not None:
-        narrowed.append(_beyond(key, after, selection))
-    direction = "desc" if selection.descending else "asc"
-    statement = (
-        select(col(JobRow.uuid))
-        .where(*narrowed)
-        .order_by(getattr(key, direction)(), getattr(col(JobRow.uuid), direction)())
-        .limit(selection.limit + 1)
-    )
-    # First which ones, from an index alone; a row with its configuration is too large to be sorted.
-    uuids = list(session.execute(statement).scalars())
+    common = _conditions(selection, session.get_bind().dialect.name)
+    if selection.q or selection.filter:
+        counts, uuids = _searched(session, selection, common, after)
+    else:
+        counts, uuids = _count(session, common), _page(session, selection, common, after)
     more = len(uuids) > selection.limit
     rows = _rows(session, uuids[: selection.limit])
     cursor = _cursor_of(rows[-1], selection) if more else None
-    return Page(rows, cursor, counts)
+    return Page(rows, cursor, {status.value: 0 for status in JobStatus} | counts)
+
+
+def _count(session: Session, common: list[ColumnElement[bool]]) -> dict[str, int]:
+    statement = select(col(JobRow.status), func.count()).where(*common).group_by(col(JobRow.status))
+    return {status: int(n) for status, n in session.execute(statement)}
+
+
+def _page(
+    session: Session,
+    selection: Selection,
+    common: list[ColumnElement[bool]],
+    after: Cursor | None,
+) -> list[str]:
+    """Return which jobs come next, from an index alone; a row with its configuration is too large to be sorted."""
+    key, uuid = _sort_key(selection.sort), col(JobRow.uuid)
+    statement = (
+        select(uuid)
+        .where(*common, *_narrowed(selection, after, key, uuid, col(JobRow.status)))
+        .order_by(*_order(selection, key, uuid))
+        .limit(selection.limit + 1)
+    )
+    return list(session.execute(statement).scalars())
+
+
+def _searched(
+    session: Session,
+    selection: Selection,
+    common: list[ColumnElement[bool]],
+    after: Cursor | None,
+) -> tuple[dict[str, int], list[str]]:
+    """Return counts and page of a search, for which every row is read: once for both."""
+    matched = (
+        select(col(JobRow.uuid), col(JobRow.status), _sort_key(selection.sort).label("key"))
+        .where(*common)
+        .cte("matched")
+        .prefix_with("MATERIALIZED")
+    )
+    m = matched.c
+    order = _order(selection, m.key, m.uuid)
+    page = (
+        select(m.uuid, m.status, func.row_number().over(order_by=order).label("n"))
+        .where(*_narrowed(selection, after, m.key, m.uuid, m.status))
+        .order_by(*order)
+        .limit(selection.limit + 1)
+        .subquery()
+    )
+    counted = select(literal(None).label("uuid"), m.status, func.count()).group_by(m.status)
+    counts: dict[str, int] = {}
+    found: list[tuple[int, str]] = []
+    for uuid, status, n in session.execute(union_all(counted, select(page))):
+        if uuid is None:
+            counts[status] = int(n)
+        else:
+            found.append((n, uuid))
+    return counts, [uuid for _, uuid in sorted(found)]
+
+
+def _narrowed(
+    selection: Selection, after: Cursor | None, key: Any, uuid: Any, status: Any
+) -> list[ColumnElement[bool]]:
+    """Return what a page asks for beyond what is counted: its statuses, and where it begins."""
+    found: list[ColumnElement[bool]] = []
+    if selection.status:
+        found.append(status.in_(selection.status.split(",")))
+    if after is not None:
+        found.append(_beyond(key, uuid, after, selection))
+    return found
+
+
+def _order(selection: Selection, key: Any, uuid: Any) -> tuple[Any, Any]:
+    return (key.desc(), uuid.desc()) if selection.descending else (key.asc(), uuid.asc())
 
 
 def unfinished_dependents(session: Session, uuid: str) -> list[str]:
@@ -196,14 +254,10 @@ def _conditions(selection: Selection, dialect: str) -> list[ColumnElement[bool]]
     if selection.algorithm:
         found.append(col(JobRow.algorithm).in_(selection.algorithm.split(",")))
     if selection.q:
-        found.append(
-            or_(
-                contains(JobRow.name, selection.q),
-                contains(JobRow.description, selection.q),
-                contains(JobRow.uuid, selection.q),
-                has_tag(selection.q, dialect),
-            )
-        )
+        texts: list[Any] = [JobRow.name, JobRow.description]
+        if _UUID_PART.fullmatch(selection.q):
+            texts.append(JobRow.uuid)
+        found.append(or_(*(contains(t, selection.q) for t in texts), has_tag(selection.q, dialect)))
     if selection.filter:
         found.append(where(parse_filter(selection.filter), dialect))
     return found
@@ -217,12 +271,12 @@ def _sort_key(name: str) -> Any:
     return column
 
 
-def _beyond(key: Any, after: Cursor, selection: Selection) -> ColumnElement[bool]:
+def _beyond(key: Any, uuid: Any, after: Cursor, selection: Selection) -> ColumnElement[bool]:
     value: Any = after.value
     if selection.sort in _TIMES:
         value = from_iso(str(value))
     # Compared as one value, for which the index is entered once; OR would read it all.
-    here = tuple_(key, col(JobRow.uuid))
+    here = tuple_(key, uuid)
     there = tuple_(literal(value, key.type), literal(after.uuid))
     found: ColumnElement[bool] = here < there if selection.descending else here > there
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, and_, cast, func, literal, not_, or_, select
+from sqlalchemy import ColumnElement, Text, and_, cast, func, literal, not_, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import col
 
@@ -57,7 +58,9 @@ def has_tag(tag: str, dialect: str) -> ColumnElement[bool]:
     if dialect == "postgresql":
         return cast(JobRow.tags, JSONB).contains([tag])
     each = func.json_each(JobRow.tags).table_valued("value")
-    return select(literal(1)).select_from(each).where(each.c.value == tag).exists()
+    exact = select(literal(1)).select_from(each).where(each.c.value == tag).exists()
+    # Looked for in the stored text first: most rows need not be parsed then.
+    return and_(func.instr(cast(JobRow.tags, Text), json.dumps(tag)) > 0, exact)
 
 
 @cache
