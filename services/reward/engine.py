@@ -54,6 +54,11 @@ class Engine:
             return await self.judged(reward, samples, context)
         return await self.modelled(reward, samples, context)
 
+    def finished(self, context: Context) -> None:
+        """Forget what belonged to one request."""
+        if self._judges is not None:
+            self._judges.finished(context)
+
     async def judged(
         self, spec: Judge, samples: Sequence[Sample], context: Context
     ) -> list[Verdict]:

@@ -24,6 +24,8 @@ class Context:
     priority: Literal["train", "eval"] = "train"
     max_cost: float | None = None
     """The most that this request may cost."""
+    job_max_cost: float | None = None
+    """The most that all requests of the job may cost."""
 
 
 class Judges(Protocol):
@@ -37,6 +39,10 @@ class Judges(Protocol):
         self, spec: Judge, prompt: str, first: str, second: str, context: Context
     ) -> Verdict:
         """Return what the first completion gets against the second: 1, 0.5 or 0, judged in both orders."""
+        ...
+
+    def finished(self, context: Context) -> None:
+        """Forget what belonged to one request."""
         ...
 
 

@@ -73,6 +73,7 @@ class Scoring:
             scored = iter(await self.engine.score(reward, fit, context))
         finally:
             self.in_flight -= len(samples)
+            self.engine.finished(context)
         verdicts = [
             failed(ErrorCode.INVALID_ITEM, f"a completion has at most {MAX_COMPLETION_BYTES} characters")
             if is_long
@@ -92,6 +93,7 @@ class Scoring:
             cache=options.cache,
             priority=options.priority,
             max_cost=options.max_cost,
+            job_max_cost=options.job_max_cost,
         )
 
 

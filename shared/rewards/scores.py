@@ -102,6 +102,8 @@ class Options(Contract):
     item_timeout_s: Annotated[float, Field(gt=0, le=600)] | None = None
     cache: Literal["use", "refresh", "bypass"] = "use"
     max_cost: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    job_max_cost: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """`max_reward_cost` of the job: over all of its requests."""
     fail: Literal["partial", "all"] = "partial"
     priority: Literal["train", "eval"] = "train"
     job_uuid: Annotated[str, Field(min_length=1, max_length=64)] | None = None
