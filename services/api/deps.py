@@ -15,7 +15,6 @@ from services.api.link import BusLink
 from services.api.monitoring.hub import Hub
 from services.api.observe import ApiMetrics
 from services.api.projections.runner import Projector
-from services.api.secrets.keyring import Keyring
 from services.api.settings import ApiSettings
 from shared.bus.embedded import BrokerHealth
 from shared.clock import Clock
@@ -23,6 +22,7 @@ from shared.db import Database
 from shared.disk.volumes import VolumeWatch, stack_folders
 from shared.errors import FieldProblem, invalid
 from shared.jobs.reasons import Lang
+from shared.keyring import Keyring
 from shared.language import language
 
 

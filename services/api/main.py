@@ -19,11 +19,11 @@ from services.api.background import Background
 from services.api.db.databases import migrate_main, open_main, open_telemetry
 from services.api.deps import ApiServices
 from services.api.link import BusLink
-from services.api.secrets.keyring import Keyring
 from services.api.settings import ApiSettings
 from services.api.telemetry.database import migrate_telemetry
 from shared import log
 from shared.clock import SystemClock
+from shared.keyring import Keyring
 from shared.runs import write_atomic_json
 
 EX_UNAVAILABLE = 69

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
+from services.reward.admin_routes import router as admin_routes
 from services.reward.gate import Gate
 from services.reward.problems import install_problems
 from services.reward.routes import RewardServices, router
@@ -26,6 +27,7 @@ def create_app(services: RewardServices, lifespan: Lifespan | None = None) -> Fa
     )
     app.state.services = services
     app.include_router(router)
+    app.include_router(admin_routes)
     install_problems(app)
     app.add_middleware(Gate, settings=services.scoring.settings)
     return app

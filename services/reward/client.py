@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,7 @@ from services.reward.transport import CheckedTransport
 from shared.rewards.scores import ErrorCode
 
 LONGEST_MESSAGE: Final = 300
+_KEY: Final = re.compile(r"sk-[A-Za-z0-9_*-]{6,}|Bearer\s+\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class Client:
             text = text.replace(self._key, "***")
             if len(self._key) >= 12:  # some show its beginning or end
                 text = text.replace(self._key[:8], "***").replace(self._key[-8:], "***")
-        return " ".join(text.split())[:LONGEST_MESSAGE]
+        return " ".join(_KEY.sub("***", text).split())[:LONGEST_MESSAGE]
 
 
 def _text(value: object) -> str | None:

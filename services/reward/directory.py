@@ -55,6 +55,11 @@ class Directory:
         found = self._known.get(name)
         return None if found is None else found.provider
 
+    def has_key(self, name: str) -> bool:
+        """Tell whether a provider has a key that can be used."""
+        found = self._known.get(name)
+        return found is not None and bool(found.key)
+
     def in_use(self, name: str) -> ProviderCalls | None:
         """Return the state of a provider that has been asked."""
         return self._calls.get(name)

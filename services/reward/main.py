@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from services.reward.app import create_app
 from services.reward.engine import Engine
+from services.reward.judging_parts import Judging
 from services.reward.observe import RewardMetrics
 from services.reward.repeats import Repeats
 from services.reward.routes import RewardServices
@@ -92,12 +93,20 @@ def listen(settings: RewardSettings) -> socket.socket:
 def serve(settings: RewardSettings, listener: socket.socket) -> None:
     """Serve until a signal; open requests get STOP_SECONDS to finish."""
     symbolic = SymbolicPool(settings.reward_verifiers)
-    scoring = Scoring(settings, Engine(symbolic), RewardMetrics())
-    services = RewardServices(scoring, Repeats(time.monotonic))
+    metrics = RewardMetrics()
+    judging = None if settings.reward_rules_only else Judging.open(settings)
+    engine = Engine(symbolic, None if judging is None else judging.desk)
+    services = RewardServices(
+        Scoring(settings, engine, metrics),
+        Repeats(time.monotonic),
+        None if judging is None else judging.administration,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await symbolic.warm()
+        if judging is not None:
+            await judging.start()
         services.ready = True
         host, port = listener.getsockname()[:2]
         run_file(settings).parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +115,10 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
             {"url": f"http://{host}:{port}", "port": port, "pid": os.getpid()},
         )
         yield
-        scoring.draining = True
+        services.scoring.draining = True
         symbolic.close()
+        if judging is not None:
+            await judging.stop()
 
     config = uvicorn.Config(
         create_app(services, lifespan),

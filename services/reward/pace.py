@@ -54,6 +54,14 @@ class Pace:
         self.in_flight -= 1
         self._freed.set()
 
+    def release(self) -> None:
+        """Let everybody go who waits: the provider is not to be asked, and each will find that out by itself."""
+        for _, _, _, turn in self._waiting:
+            if not turn.done():
+                self.in_flight += 1
+                turn.set_result(None)
+        self._waiting.clear()
+
     def answered(self, estimated: int, used: int) -> None:
         """Correct the tokens after an answer, and grow where calls wait."""
         self.rate = rate.settle(self.rate, estimated, used)

@@ -73,7 +73,7 @@ class ProviderCalls:
         self.breaker = Breaker()
         self.pace = Pace(rate.told(provider.rpm, provider.tpm), provider.concurrency, now)
         self._client = client
-        self._now = now
+        self.now = now
         self._told = told
         self._modes: dict[str, Mode] = {}
         self._shut_for: dict[str, tuple[float, Refusal]] = {}
@@ -104,7 +104,7 @@ class ProviderCalls:
                 return Paid(outcome, cost, tries)
             if outcome.effect is Effect.DEGRADE and self._plainer(call.model):
                 continue  # a parameter, not the provider: asked once more without it, and remembered
-            again = retry.after(outcome, tries, random.random(), deadline - self._now())
+            again = retry.after(outcome, tries, random.random(), deadline - self.now())
             if paid is None or again is None:
                 return Failed(outcome, cost, tries)
             await asyncio.sleep(again.seconds)
@@ -123,7 +123,7 @@ class ProviderCalls:
         highest = cost_of(price, tokens, call.max_tokens)
         await self.pace.enter(tokens + call.max_tokens, priority)
         try:
-            closed = self._admit()
+            closed = self._closed(call.model) or self._admit()
             if closed is not None:
                 return closed, None
             reservation = await reserve(highest)
@@ -143,7 +143,7 @@ class ProviderCalls:
         price: Price,
         tokens: int,
     ) -> tuple[Reply | Refusal, float]:
-        began = self._now()
+        began = self.now()
         cost = reservation.amount  # what it counts as if this is broken off
         try:
             mode = self._modes.get(call.model, "json_schema")
@@ -153,11 +153,11 @@ class ProviderCalls:
             settle(reservation, cost)
         self._learn(call.model, outcome, tokens + call.max_tokens)
         self._count(outcome, cost)
-        self._told(self.provider, call.model, outcome, self._now() - began, cost)
+        self._told(self.provider, call.model, outcome, self.now() - began, cost)
         return outcome, cost
 
     def _learn(self, model: str, outcome: Reply | Refusal, estimated: int) -> None:
-        now = self._now()
+        now = self.now()
         if isinstance(outcome, Reply):
             self.breaker = breakers.succeeded(self.breaker, now)
             self.pace.answered(estimated, outcome.input_tokens + outcome.output_tokens)
@@ -168,6 +168,8 @@ class ProviderCalls:
             self._unadmit()  # it works: it only wants fewer calls
         elif effect is Effect.DOWN:
             self.breaker = breakers.failed(self.breaker, now)
+            if breakers.state(self.breaker, now) == "open":
+                self.pace.release()
         elif effect is Effect.FATAL:
             self._shut(model, outcome)
         else:
@@ -176,8 +178,9 @@ class ProviderCalls:
     def _shut(self, model: str, outcome: Refusal) -> None:
         """Stop asking where only a person can mend it; a missing model shuts that model only."""
         seconds = min(outcome.retry_after or SHUT_SECONDS, 3600.0)
-        self._shut_for[model] = (self._now() + seconds, outcome)
+        self._shut_for[model] = (self.now() + seconds, outcome)
         self._unadmit()
+        self.pace.release()
         LOG.warning(
             "provider_shut", provider=self.provider.name, model=model, code=str(outcome.code),
             provider_code=outcome.provider_code, seconds=seconds,
@@ -190,14 +193,14 @@ class ProviderCalls:
 
     def _closed(self, model: str) -> Refusal | None:
         until, refusal = self._shut_for.get(model, (0.0, None))
-        if refusal is not None and self._now() < until:
+        if refusal is not None and self.now() < until:
             return refusal
-        if breakers.state(self.breaker, self._now()) == "open":
+        if breakers.state(self.breaker, self.now()) == "open":
             return self._circuit()
         return None
 
     def _admit(self) -> Refusal | None:
-        self.breaker, admitted = breakers.admit(self.breaker, self._now())
+        self.breaker, admitted = breakers.admit(self.breaker, self.now())
         return None if admitted else self._circuit()
 
     def _unadmit(self) -> None:

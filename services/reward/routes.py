@@ -13,13 +13,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import JSONResponse, Response
 
+from services.reward.administration import Administration
 from services.reward.answering import encode, version_of
 from services.reward.checks import check_reward
 from services.reward.openrlhf import RemoteRequest, remote_answer
 from services.reward.problems import spec_problem
 from services.reward.repeats import LONGEST_KEY, Repeats
 from services.reward.scoring import Scoring
-from shared.errors import FieldProblem, TrainyardError, invalid
+from shared.errors import FieldProblem, TrainyardError, invalid, not_found
 from shared.rewards.rule_specs import MathVerify
 from shared.rewards.scores import Options, ScoreRequest
 from shared.rewards.specs import REWARD, Reward
@@ -37,6 +38,8 @@ class RewardServices:
 
     scoring: Scoring
     repeats: Repeats
+    administration: Administration | None = None
+    """None in the rules-only mode."""
     ready: bool = False
 
 
@@ -53,7 +56,7 @@ async def score(request: Request, services: Services) -> Response:
     """Return one result for each item, in order; an item that could not be scored has the reward null, never 0."""
     body = await request.body()
     asked = parse(REQUEST, body)
-    reward = resolve(asked)
+    reward = await resolve(asked, services)
     key = request.headers.get("idempotency-key")
 
     async def work() -> bytes:
@@ -63,11 +66,11 @@ async def score(request: Request, services: Services) -> Response:
         return document
 
     if key is None:
-        return _json(await _while_connected(request, work()))
+        return json_response(await _while_connected(request, work()))
     if not 0 < len(key) <= LONGEST_KEY:
         raise invalid([FieldProblem("Idempotency-Key", None, f"Idempotency-Key must have 1 to {LONGEST_KEY} characters.", f"Idempotency-Key 应为 1 到 {LONGEST_KEY} 个字符。")])  # fmt: skip
     document, replayed = await services.repeats.once(key, body, work)
-    return _json(document, {"Idempotent-Replayed": "true"} if replayed else {})
+    return json_response(document, {"Idempotent-Replayed": "true"} if replayed else {})
 
 
 @router.post("/v1/score:validate", summary="Check a reward without scoring")
@@ -75,7 +78,7 @@ async def validate(request: Request) -> Response:
     """Return the version and the full form of a reward, or what is wrong with it."""
     reward = parse(REWARD, await request.body(), "reward")
     check_reward(reward)
-    return _json(
+    return json_response(
         encode({"valid": True, "reward_version": version_of(reward), "reward": REWARD.dump_python(reward, mode="json")})
     )  # fmt: skip
 
@@ -86,7 +89,7 @@ async def get_reward(request: Request, services: Services) -> Response:
     asked = parse(REMOTE, await request.body())
     context = services.scoring.context(Options(timeout_s=170.0))  # OpenRLHF gives up after 180 s
     verdicts = services.scoring.verdicts(DEFAULT_REMOTE, asked.samples(), context)
-    return _json(encode(remote_answer(await _while_connected(request, verdicts))))
+    return json_response(encode(remote_answer(await _while_connected(request, verdicts))))
 
 
 @router.get("/livez", summary="Liveness")
@@ -126,13 +129,15 @@ def parse(adapter: TypeAdapter[T], body: bytes, field: str = "") -> T:
         raise spec_problem(error, field) from None
 
 
-def resolve(request: ScoreRequest) -> Reward:
-    """Return the reward that a request names. Raises TrainyardError 422."""
-    if (request.reward is None) == (request.reward_id is None):
+async def resolve(request: ScoreRequest, services: RewardServices) -> Reward:
+    """Return the reward that a request names. Raises TrainyardError 422 or 404."""
+    if request.reward is not None and request.reward_id is None:
+        return request.reward
+    if request.reward_id is None or request.reward is not None:
         raise invalid([FieldProblem("reward", None, "Give either reward or reward_id.", "请提供 reward 或 reward_id 之一。", code="required")])  # fmt: skip
-    if request.reward is None:
-        raise TrainyardError("reward_unknown", 404, "Not found", "未找到", f"There is no stored reward {request.reward_id!r}.", f"不存在已保存的奖励 {request.reward_id!r}。")  # fmt: skip
-    return request.reward
+    if services.administration is None:
+        raise not_found("stored reward", "已保存的奖励", request.reward_id)
+    return await services.administration.reward(request.reward_id)
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -154,5 +159,6 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
+def json_response(body: bytes, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON answer that was encoded already."""
     return Response(body, media_type="application/json", headers=headers)

@@ -20,6 +20,8 @@ class RewardSettings(Settings):
     """The most work for one item of a rule, in seconds."""
     reward_queue: int = Field(default=20_000, ge=1)
     """Items that may wait and run at the same time; beyond them a request is answered with 429."""
+    reward_allow_http_hosts: str = ""
+    """Comma-separated hosts that a provider may have by http or within this network, such as a vLLM of your own."""
     allowed_hosts: str = ""
     """Comma-separated names by which this service may be reached, such as `reward`."""
 
@@ -27,6 +29,12 @@ class RewardSettings(Settings):
     def reward_is_loopback(self) -> bool:
         """Tell whether only this machine can reach the service."""
         return self.reward_host in {"127.0.0.1", "localhost", "::1"}
+
+    @property
+    def provider_hosts(self) -> frozenset[str]:
+        """Return the hosts for which an administrator has lifted the rules on addresses."""
+        named = self.reward_allow_http_hosts.split(",")
+        return frozenset(n.strip().lower() for n in named if n.strip())
 
     @property
     def host_names(self) -> frozenset[str]:

@@ -52,7 +52,7 @@ FAULTS: dict[str, tuple[int, str, str]] = {
     "bill": (429, "PostpaidBillOverdue", "The bill is overdue"),
     "free": (403, "AllocationQuota.FreeTierOnly", "The free tier is used up"),
     "access": (403, "Model.AccessDenied", "Not allowed for this model"),
-    "key": (401, "invalid_api_key", f"Incorrect API key provided: {KEY}"),
+    "key": (401, "invalid_api_key", "Incorrect API key provided: {given}"),
     "filter": (400, "data_inspection_failed", "Input text may contain inappropriate content"),
     "parameter": (400, "invalid_parameter_error", "A parameter is not valid"),
     "500": (500, "InternalError", "An internal error"),
@@ -66,6 +66,7 @@ class Mock:
 
     def __init__(self) -> None:
         self.behaviour = Behaviour()
+        self.given = ""
         self.reset()
 
     def reset(self) -> None:
@@ -118,6 +119,7 @@ class Mock:
             fault = self._unsupported(body)
         if fault in ("rate", "burst", "tokens"):
             return self._error(fault)
+        self.given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.behaviour.latency:
             await asyncio.sleep(self.behaviour.latency)
         if fault is not None:
@@ -161,6 +163,7 @@ class Mock:
 
     def _error(self, fault: str) -> web.Response:
         status, code, message = FAULTS[fault]
+        message = message.replace("{given}", self.given)
         self.calls[fault] += 1
         headers = {}
         if status == 429 and self.behaviour.retry_after is not None:

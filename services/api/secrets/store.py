@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from services.api.db.tables import JobSecretRow
-from services.api.secrets.keyring import Keyring
+from shared.keyring import Keyring
 
 SHOWN_FROM = 12
 """Characters from which the last four are shown: of a short secret they would be too much of it."""

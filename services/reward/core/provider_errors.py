@@ -128,7 +128,13 @@ def _is_exhausted(message: str) -> bool:
 
 def timed_out(seconds: float) -> Refusal:
     """Return what a call without an answer means."""
-    return Refusal(ErrorCode.PROVIDER_TIMEOUT, Effect.DOWN, True, f"no answer within {seconds:g} s")
+    return Refusal(
+        ErrorCode.PROVIDER_TIMEOUT,
+        Effect.DOWN,
+        True,
+        f"no answer within {seconds:g} s",
+        maybe_billed=True,
+    )
 
 
 def unreachable(message: str, *, sent: bool) -> Refusal:

@@ -15,16 +15,16 @@ BURST_SECONDS: Final = 0.04
 FIRST_RATE: Final = 10.0
 LOWEST_RATE: Final = 0.2
 HIGHEST_RATE: Final = 2000.0
-CUT: Final = 0.85
+DEEPEST_CUT: Final = 0.5
 BURST_CUT: Final = 0.5
-DEAF_SECONDS: Final = 1.0
-"""After a cut, refusals of calls that were sent before it say nothing new."""
+WINDOW_SECONDS: Final = 1.0
+WINDOW_CALLS: Final = 10
+"""Over so long, and so many calls at least, the share of refused ones is judged."""
 DOUBLING_SECONDS: Final = 1.0
 """How long the pace takes to double while no limit has been met."""
-NEAR: Final = 0.9
-CAREFUL_GROWTH: Final = 0.01
-QUICK_GROWTH: Final = 0.2
-"""Growth a second near the pace at which it was refused last, and well below it."""
+GROWTH: Final = 0.05
+FASTEST_GROWTH: Final = 0.5
+"""Growth a second for each second since the last cut, and its most: careful at first, bold where nothing happens."""
 FORGET_SECONDS: Final = 60.0
 """A limit met longer ago than this may have been raised."""
 HOLD_FROM_SECONDS: Final = 5.0
@@ -41,10 +41,13 @@ class Rate:
     """Tokens a second."""
     next_request: float = 0.0
     next_token: float = 0.0
-    ceiling: float | None = None
-    """The pace at which it was refused last."""
-    cut_at: float = float("-inf")
+    cut_at: float | None = None
+    """When it was slowed down last; None while no limit has been met."""
     grown_at: float | None = None
+    window_at: float = 0.0
+    asked: int = 0
+    lost: int = 0
+    """Calls answered since `window_at`, and refused ones among them."""
 
 
 def told(rpm: float | None, tpm: float | None) -> Rate:
@@ -82,28 +85,44 @@ def settle(state: Rate, estimated: int, used: int) -> Rate:
 def succeeded(state: Rate, now: float, *, pressed: bool) -> Rate:
     """Grow after an answer, where calls wait for the pace (`pressed`); a told limit is not exceeded."""
     since = now - (state.grown_at if state.grown_at is not None else now)
-    state = replace(state, grown_at=now)
-    if not pressed or now - state.cut_at < DEAF_SECONDS:
+    state = _judged(replace(state, grown_at=now, asked=state.asked + 1), now)
+    if not pressed:
         return state
-    ceiling = state.ceiling if now - state.cut_at < FORGET_SECONDS else None
-    if ceiling is None:
+    if state.cut_at is None or now - state.cut_at > FORGET_SECONDS:
         grown = state.rate * 2 ** (since / DOUBLING_SECONDS)
     else:
-        growth = CAREFUL_GROWTH if state.rate >= NEAR * ceiling else QUICK_GROWTH
-        grown = state.rate * (1 + growth * since)
+        grown = state.rate * (1 + since * min(FASTEST_GROWTH, GROWTH * (now - state.cut_at)))
     limit = state.told if state.told is not None else HIGHEST_RATE
-    return replace(state, rate=min(grown, limit), ceiling=ceiling)
+    return replace(state, rate=min(grown, limit))
 
 
 def refused(state: Rate, now: float, *, burst: bool = False) -> Rate:
-    """Slow down after a refusal for its rate; the refusals of one moment count once."""
-    if now - state.cut_at < DEAF_SECONDS:
+    """Count a refusal for its rate, and slow down by the share of them; at once where the rate rose too quickly.
+
+    What a provider lets through tells its limit: at `rate` r and limit L the share 1-L/r is refused, so r times what was
+    let through is L. A cut by a fixed factor would fall far below it, and for ever where a few are refused by chance.
+    """
+    state = replace(state, asked=state.asked + 1, lost=state.lost + 1)
+    if burst and (state.cut_at is None or now - state.cut_at >= WINDOW_SECONDS):
+        return _cut(state, now, BURST_CUT)
+    return _judged(state, now)
+
+
+def _judged(state: Rate, now: float) -> Rate:
+    if state.asked == 1:
+        state = replace(state, window_at=now)
+    over = now - state.window_at >= WINDOW_SECONDS and state.asked >= WINDOW_CALLS
+    first = state.cut_at is None and state.lost >= WINDOW_CALLS
+    if not over and not first:
         return state
-    rate = max(LOWEST_RATE, state.rate * (BURST_CUT if burst else CUT))
-    # those who wait were placed at the old pace: the queue starts anew at the new one
-    return replace(
-        state, rate=rate, ceiling=state.rate, cut_at=now, grown_at=now, next_request=max(state.next_request, now)
-    )  # fmt: skip
+    if state.lost == 0:
+        return replace(state, asked=0)
+    return _cut(state, now, max(DEEPEST_CUT, 1 - state.lost / state.asked))
+
+
+def _cut(state: Rate, now: float, factor: float) -> Rate:
+    rate = max(LOWEST_RATE, state.rate * factor)
+    return replace(state, rate=rate, cut_at=now, grown_at=now, asked=0, lost=0)
 
 
 def hold(state: Rate, now: float, seconds: float) -> Rate:

@@ -9,7 +9,7 @@ from sqlmodel import select
 
 from services.api.calls import SecretDesk
 from services.api.db.tables import JobSecretRow, RequestRow
-from services.api.secrets.keyring import Keyring
+from shared.keyring import Keyring
 from shared.errors import TrainyardError
 from shared.events.calls import SecretQuery, SecretReply
 from shared.jobs.lifecycle import Change

@@ -17,7 +17,6 @@ from services.api.db.tables import JobRow
 from services.api.deps import ApiServices
 from services.api.link import BusLink
 from services.api.projections.main import Item, apply_main
-from services.api.secrets.keyring import Keyring
 from services.api.settings import ApiSettings
 from services.api.telemetry.database import migrate_telemetry
 from shared.bus import Bus
@@ -30,6 +29,7 @@ from shared.events.job import JOB_EVENTS, HostUpdated
 from shared.events.subjects import RunSubject
 from shared.jobs.lifecycle import Change, JobState
 from shared.jobs.resources import GpuInfo, HostInventory
+from shared.keyring import Keyring
 from tests.conftest import TEST_STORE_MIB
 
 ROWS = "\n".join(f'{{"prompt": "p{i}", "response": "r{i}"}}' for i in range(8)) + "\n"

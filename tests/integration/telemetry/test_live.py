@@ -24,12 +24,12 @@ from services.api.link import BusLink
 from services.api.monitoring.live import live_routes
 from services.api.monitoring.routes import telemetry_routes
 from services.api.problems import install_problems
-from services.api.secrets.keyring import Keyring
 from services.api.settings import ApiSettings
 from shared.errors import not_found
 from shared.events.run import RunCheckpoint, RunStarted, SampleBatch, SystemBatch
 from shared.jobs.lifecycle import Change
 from shared.jobs.reasons import Lang
+from shared.keyring import Keyring
 from tests.conftest import eventually
 from tests.integration.telemetry.conftest import Yard
 from tests.unit.telemetry.messages import log, met, metric

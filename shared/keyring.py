@@ -14,7 +14,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from shared.errors import TrainyardError
 from shared.log import logger
 
-LOG = logger("api.keyring")
+LOG = logger("keyring")
 
 
 def key_error(key_id: str | None, file: Path, en: str, zh: str) -> TrainyardError:
