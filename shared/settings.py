@@ -20,6 +20,8 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=0, le=65535)
     reward_port: int = Field(default=8100, ge=0, le=65535)
+    reward_url: str | None = None
+    """Where clients and trainers find the reward service; default: what the one of this home wrote."""
     nats_port: int = Field(default=4222, ge=0, le=65535)
     """0: any free one; `up` then writes the port it got to `home/run/nats.json`."""
     nats_url: str | None = None

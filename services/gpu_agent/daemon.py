@@ -21,6 +21,7 @@ from services.gpu_agent.inventory import HostFacts, Inventory, versions
 from services.gpu_agent.launcher import TRAINER_COMMAND, Launcher
 from services.gpu_agent.layout import HostFiles
 from services.gpu_agent.relay import LANES, Relay
+from services.gpu_agent.rules_service import RulesService
 from services.gpu_agent.runner import Runner
 from services.gpu_agent.sampler import EVERY_SECONDS, Sampler
 from services.gpu_agent.settings import AgentSettings
@@ -72,6 +73,7 @@ class Agent:
         inventory = Inventory(self.files, facts)
         log = self.files.zygote_log
         self.zygote = ZygoteClient(log, options.zygote_command) if settings.agent_zygote else None
+        self.rules = RulesService(self.files.home / "rules") if settings.agent_rules else None
         self.relay = Relay(host, self.clock)
         self.confirmations = Confirmations(self.relay, self.clock, options.ack_seconds)
         starter = Starter(
@@ -141,7 +143,8 @@ class Agent:
                 group.create_task(self._sampler.run()),
                 group.create_task(self._stay_connected(config)),
             ]
-            # The rules-only reward service of this host is one more task here (docs/architecture/agent.md).
+            if self.rules is not None:
+                tasks.append(group.create_task(self.rules.run()))
             if self.zygote is not None:
                 tasks.append(group.create_task(self.zygote.run()))
             write_atomic_json(
@@ -170,6 +173,8 @@ class Agent:
         if stop_jobs:
             await self.runner.stop_all()
         await self._flush(STOP_JOBS_FLUSH_SECONDS if stop_jobs else FLUSH_SECONDS)
+        if self.rules is not None and not self.runner.alive:
+            await self.rules.stop()
         await self.runner.close()
         self.relay.save()
 

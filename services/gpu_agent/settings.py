@@ -30,6 +30,9 @@ class AgentSettings(Settings):
     agent_zygote: bool = True
     """Keep a warm process for quick starts; it holds about 450 MB, most of it shared with trainers."""
 
+    agent_rules: bool = True
+    """Run the reward service of this host in rules-only mode, beside the trainers."""
+
     def model_post_init(self, context: object) -> None:
         """Make paths absolute."""
         super().model_post_init(context)

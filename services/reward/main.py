@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -104,10 +105,14 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await symbolic.warm()
         if judging is not None:
             await judging.start()
-        services.ready = True
+        services.asked_at = time.monotonic()
+        background = [asyncio.create_task(_warm(symbolic, services))]
+        if settings.reward_idle_exit_seconds is not None:
+            background.append(
+                asyncio.create_task(_end_when_idle(services, settings.reward_idle_exit_seconds))
+            )
         host, port = listener.getsockname()[:2]
         run_file(settings).parent.mkdir(parents=True, exist_ok=True)
         write_atomic_json(
@@ -115,6 +120,8 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
             {"url": f"http://{host}:{port}", "port": port, "pid": os.getpid()},
         )
         yield
+        for task in background:
+            task.cancel()
         services.scoring.draining = True
         symbolic.close()
         if judging is not None:
@@ -132,3 +139,18 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+async def _warm(symbolic: SymbolicPool, services: RewardServices) -> None:
+    """Answer by rules at once, and call it ready when the verifier is warm too."""
+    await symbolic.warm()
+    services.ready = True
+
+
+async def _end_when_idle(services: RewardServices, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(min(seconds, 5.0))
+        idle = time.monotonic() - services.asked_at
+        if not services.scoring.in_flight and idle >= seconds:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return

@@ -41,10 +41,13 @@ class RewardServices:
     administration: Administration | None = None
     """None in the rules-only mode."""
     ready: bool = False
+    asked_at: float = 0.0
+    """When the last request came, on the monotonic clock."""
 
 
 async def _services(request: Request) -> RewardServices:
     found: RewardServices = request.app.state.services
+    found.asked_at = time.monotonic()
     return found
 
 
@@ -94,7 +97,7 @@ async def get_reward(request: Request, services: Services) -> Response:
 
 @router.get("/livez", summary="Liveness")
 @router.get("/health/live", include_in_schema=False)
-async def livez() -> dict[str, str]:
+async def livez(services: Services) -> dict[str, str]:
     """Answer while the event loop runs."""
     return {"status": "ok"}
 

@@ -14,6 +14,8 @@ class RewardSettings(Settings):
     """Address that the service binds; anything but loopback needs TRAINYARD_API_TOKEN."""
     reward_rules_only: bool = False
     """Beside a trainer: rules, no judges, no database, no broker."""
+    reward_idle_exit_seconds: float | None = Field(default=None, gt=0)
+    """End by itself after so long without any request; None: never."""
     reward_verifiers: int = Field(default=1, ge=1, le=64)
     """Processes for computer algebra."""
     reward_item_seconds: float = Field(default=5.0, gt=0, le=600)

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings
 from services.api.app import bare_app
 from services.api.settings import ApiSettings
 from services.gpu_agent.settings import AgentSettings
+from services.reward.settings import RewardSettings
 from services.scheduler.main import SchedulerSettings
 from shared.jobs.reasons import REASONS, Reason
 from shared.settings import Settings
@@ -36,7 +37,7 @@ PAIRS = [
     *((page, GUIDE[1] / page.name) for page in sorted(GUIDE[0].glob("*.md"))),
 ]
 SETTINGS: tuple[type[BaseSettings], ...] = (
-    Settings, ApiSettings, AgentSettings, SchedulerSettings,
+    Settings, ApiSettings, AgentSettings, SchedulerSettings, RewardSettings,
 )  # fmt: skip
 FOLDERS = "benchmarks|datasets|deploy|docs|scripts|services|shared|tests|trainyard"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

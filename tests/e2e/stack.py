@@ -31,6 +31,7 @@ class Stack:
             "TRAINYARD_CHECKPOINT_DIR": str(home / "checkpoints"),
             "TRAINYARD_API_PORT": "0",
             "TRAINYARD_NATS_PORT": "0",
+            "TRAINYARD_REWARD_PORT": "0",
             "OMP_NUM_THREADS": "1",
             **env,
         }

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from trainyard.cli import agent, demo, doctor, hosts, jobs, services
+from trainyard.cli import agent, demo, doctor, hosts, jobs, reward, services
 from trainyard.cli.output import fail
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(agent.app, name="agent")
+app.add_typer(reward.app, name="reward")
 models = typer.Typer(no_args_is_help=True, help="Make small models for trying things out.")
 app.add_typer(models, name="models")
 app.command()(doctor.doctor)
@@ -40,7 +41,7 @@ def up(
         typer.Option("--stop-jobs", help="On exit, stop running jobs with a checkpoint first."),
     ] = False,
 ) -> None:
-    """Start the broker, the api, the scheduler and an agent on this machine."""
+    """Start the broker, the api, the scheduler, the reward service and an agent on this machine."""
     from trainyard.stack.up import StackRefused, run  # noqa: PLC0415 - other commands start faster
 
     try:

@@ -16,7 +16,7 @@ from shared.settings import Settings
 from trainyard.cli.output import fail
 from trainyard.stack.ports import http_ok
 
-Name = Literal["broker", "api", "scheduler", "agent"]
+Name = Literal["broker", "api", "scheduler", "agent", "reward"]
 
 
 def api() -> None:
@@ -65,11 +65,16 @@ async def _agent(settings: Settings) -> bool:
     return _alive(settings, "agents/local/agent.json")
 
 
+async def _reward(settings: Settings) -> bool:
+    return await http_ok("127.0.0.1", settings.reward_port, "/readyz")
+
+
 PROBES: dict[Name, Callable[[Settings], Coroutine[None, None, bool]]] = {
     "broker": _broker,
     "api": _api,
     "scheduler": _scheduler,
     "agent": _agent,
+    "reward": _reward,
 }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import importlib.util
 import json
 import os
 import signal
@@ -56,7 +55,7 @@ def run(*, agent: bool = True, reward: bool = True, stop_jobs: bool = False) -> 
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         with _only_one(settings.home):
-            return asyncio.run(_run(settings, Parts(agent, reward and _has_reward(), stop_jobs)))
+            return asyncio.run(_run(settings, Parts(agent, reward, stop_jobs)))
     except OSError as error:
         volume = volume_of(settings.home)
         if error.errno not in NO_ROOM or volume is None:
@@ -156,6 +155,8 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
             scheduler_ready,
         )
     )
+    if parts.reward:
+        chosen.append(_reward(settings, env))
     if parts.agent:
         (_agent_home(settings) / "agent.json").unlink(missing_ok=True)
         (_agent_home(settings) / STOP_JOBS_FILE).unlink(missing_ok=True)
@@ -173,6 +174,23 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
     for service in chosen:
         service.restart_cap = settings.restart_cap_seconds
     return chosen
+
+
+def _reward(settings: Settings, env: dict[str, str]) -> Service:
+    port = settings.reward_port
+    if port and not is_free("127.0.0.1", port):
+        raise StackRefused(
+            f"Port {port} (TRAINYARD_REWARD_PORT) is in use. Stop what listens there, set another port (0 takes any free one), or start with --no-reward."
+        )
+    told = settings.home / "run" / "reward.json"
+    told.unlink(missing_ok=True)
+
+    async def ready() -> bool:
+        return told.exists()
+
+    return Service(
+        "reward", python("services.reward"), env, settings.home / "logs" / "reward.log", ready
+    )
 
 
 def _broker(settings: Settings, env: dict[str, str]) -> Service:
@@ -222,10 +240,6 @@ def _api_port(settings: Settings) -> int:
 
 def _shown_host(settings: Settings) -> str:
     return "127.0.0.1" if settings.api_host in {"0.0.0.0", "::"} else settings.api_host
-
-
-def _has_reward() -> bool:
-    return importlib.util.find_spec("services.reward.__main__") is not None
 
 
 def _announce(url: str, settings: Settings) -> None:

@@ -9,11 +9,11 @@ from sqlmodel import select
 
 from services.api.calls import SecretDesk
 from services.api.db.tables import JobSecretRow, RequestRow
-from shared.keyring import Keyring
 from shared.errors import TrainyardError
 from shared.events.calls import SecretQuery, SecretReply
 from shared.jobs.lifecycle import Change
 from shared.jobs.status import JobStatus
+from shared.keyring import Keyring
 from tests.integration.api.conftest import MakeYard
 from tests.integration.api.yard import ApiYard
 
