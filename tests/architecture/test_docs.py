@@ -20,11 +20,13 @@ from services.gpu_agent.settings import AgentSettings
 from services.reward.settings import RewardSettings
 from services.scheduler.main import SchedulerSettings
 from shared.jobs.reasons import REASONS, Reason
+from shared.rewards.scores import ScoreRequest
 from shared.settings import Settings
 from shared.specs import parse_job_spec
 from trainyard import client as python_client
 from trainyard.cli.job_file import read_job
 from trainyard.cli.main import app as cli
+from trainyard.cli.reward import KEY_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -120,7 +122,7 @@ def test_the_readme_names_every_setting_with_its_default(readme: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_pages_name_no_setting_that_is_not_there(page: Path) -> None:
-    known = {*variables(), "TRAINYARD_BIND", "TRAINYARD_"}
+    known = {*variables(), "TRAINYARD_BIND", "TRAINYARD_", KEY_VARIABLE}
     assert "TRAINYARD_BIND" in text(ROOT / "compose.yaml")
     assert set(re.findall(r"TRAINYARD_[A-Z_]*[A-Z]", text(page))) <= known
 
@@ -252,8 +254,15 @@ def job_blocks() -> list[Any]:
                 found.append(pytest.param("job.yaml", block, id=name_of(page)))
             if language == "bash":
                 shown = re.findall(r"-d '(\{.*?\})'", block, re.DOTALL)
-                found += [pytest.param("job.json", body, id=name_of(page)) for body in shown]
+                bodies = [b for b in shown if '"items"' not in b]  # those of the reward service
+                found += [pytest.param("job.json", body, id=name_of(page)) for body in bodies]
     return found
+
+
+@pytest.mark.parametrize("page", [g / "rewards.md" for g in GUIDE], ids=name_of)
+def test_requests_of_the_reward_guide_are_valid(page: Path) -> None:
+    shown = re.findall(r"-d '(\{.*?\n\})'", text(page), re.DOTALL)
+    assert [len(ScoreRequest.model_validate_json(body).items) for body in shown] == [3]
 
 
 @pytest.mark.parametrize(("file", "block"), job_blocks())
