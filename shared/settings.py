@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SECRET_VARIABLES = (
+    "TRAINYARD_API_TOKEN",
+    "TRAINYARD_DATABASE_URL",
+    "TRAINYARD_MASTER_KEY",
+    "TRAINYARD_NATS_URL",
+)
+"""What a process that does not read it must not inherit: anything it starts could show it."""
+
+
+def without_secrets(env: Mapping[str, str], *, keep: Collection[str] = ()) -> dict[str, str]:
+    """Return an environment without SECRET_VARIABLES, but for those in `keep`."""
+    return {k: v for k, v in env.items() if k not in SECRET_VARIABLES or k in keep}
 
 
 class Settings(BaseSettings):

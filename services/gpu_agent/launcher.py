@@ -19,15 +19,10 @@ from services.gpu_agent.zygote_client import ZygoteClient, ZygoteGone
 from shared.events.calls import ControlEntry
 from shared.log import logger
 from shared.runs import RunSpec, write_atomic_json
+from shared.settings import SECRET_VARIABLES, without_secrets
 
 TRAINER_COMMAND = (sys.executable, "-P", "-m", "services.gpu_agent.trainers")
 START_SECONDS = 20.0
-_DROPPED = (
-    "TRAINYARD_API_TOKEN",
-    "TRAINYARD_DATABASE_URL",
-    "TRAINYARD_MASTER_KEY",
-    "TRAINYARD_NATS_URL",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +68,7 @@ class Launcher:
                 "log": str(job.log),
                 "argv": [*self._command, str(files.root)],
                 "env": trainer_env(spec),
-                "drop_env": list(_DROPPED),
+                "drop_env": list(SECRET_VARIABLES),
                 "policy": entry.disconnect_policy,
                 "stop_after": entry.stop_after_seconds,
                 "grace": min(entry.grace_seconds, entry.kill_grace_seconds),
@@ -130,7 +125,7 @@ class Launcher:
         pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", "-S", shim.__file__, *arguments],
-            os.environ,
+            without_secrets(os.environ),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),

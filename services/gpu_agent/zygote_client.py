@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shared.log import logger
+from shared.settings import without_secrets
 
 COMMAND = (sys.executable, "-P", "-m", "services.gpu_agent.zygote")
 RESTARTS = 5
@@ -136,7 +137,7 @@ class ZygoteClient:
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **_ENV},
+                env={**without_secrets(os.environ), **_ENV},
                 start_new_session=True,
             )
 

@@ -24,7 +24,7 @@ from shared.disk.reserve import NO_ROOM
 from shared.disk.volumes import volume_of
 from shared.ids import HostId, new_host_id
 from shared.runs import write_atomic_json
-from shared.settings import Settings
+from shared.settings import Settings, without_secrets
 from trainyard.stack.broker_care import watch_broker
 from trainyard.stack.ports import free_port, http_ok, is_free
 from trainyard.stack.process import Service, StartFailed, python
@@ -131,7 +131,7 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
     if parts.agent:
         _local_host(settings)
     if settings.nats_url is None:
-        chosen.append(_broker(settings, env))
+        chosen.append(_broker(settings, without_secrets(env)))
     home = settings.home
 
     async def api_ready() -> bool:
@@ -150,7 +150,7 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
         Service(
             "scheduler",
             python("services.scheduler"),
-            env,
+            without_secrets(env, keep=("TRAINYARD_DATABASE_URL", "TRAINYARD_NATS_URL")),
             logs_dir / "scheduler.log",
             scheduler_ready,
         )
@@ -165,7 +165,7 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
             Service(
                 "agent",
                 python("services.gpu_agent"),
-                env,
+                without_secrets(env, keep=("TRAINYARD_NATS_URL",)),
                 logs_dir / "agent.log",
                 agent_ready,
                 stop_seconds=grace,
