@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -300,3 +301,26 @@ def test_models_of_the_client_are_what_the_guide_shows() -> None:
     for name in ("Job", "JobPage", "Metrics", "Frame", "Checkpoint"):
         assert name in models
         assert f"`{name}`" in page
+
+
+RAISERS = {"TrainyardError", "conflict", "unavailable", "_problem", "_bad"}
+
+
+def codes() -> set[str]:
+    """Every code of a problem document that the api's source gives."""
+    found = set()
+    for path in (ROOT / "services" / "api").rglob("*.py"):
+        for node in ast.walk(ast.parse(text(path))):
+            name = getattr(getattr(node, "func", None), "id", None)
+            if isinstance(node, ast.Call) and name in RAISERS:
+                words = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                found |= {next(w for w in words if isinstance(w, str))} if words else set()
+    return {code for code in found if re.fullmatch(r"[a-z_]+", code)}
+
+
+@pytest.mark.parametrize("folder", GUIDE, ids=name_of)
+def test_every_error_code_is_explained(folder: Path) -> None:
+    page = text(folder / "rest-and-errors.md")
+    known = codes()
+    assert len(known) > 25
+    assert {code for code in known if f"`{code}`" not in page} == set()

@@ -115,92 +115,127 @@ def refusals(http: httpx2.Client, body: dict[str, Any], secret: dict[str, str], 
     yield http.post("/api/v1/hosts/join", json={"code": value, "public_key": value})
 
 
-def test_no_secret_is_found_anywhere(
-    stack: Stack, tiny_model: Path, secrets: dict[str, str], tmp_path: Path
-) -> None:
-    client, seen = stack.client, Seen()
-    url, token = str(client.url), secrets["api_token"]
-    http = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
-    body = {
-        "algorithm": "sft",
-        "model_path": str(tiny_model),
-        "train_data_path": str(ROOT / "datasets" / "sales_sft.jsonl"),
-        "batch_size": 2,
-    }
-    own = {"HF_TOKEN": secrets["HF_TOKEN"], "WANDB_API_KEY": secrets["WANDB_API_KEY"]}
+class Scene:
+    """One stack, what is asked of it, and where secrets were found."""
 
-    def submit(**changes: Any) -> str:
-        reply = http.post("/api/v1/jobs/", json=body | changes)
-        seen.note(reply)
+    def __init__(self, stack: Stack, model: Path, secrets: dict[str, str]) -> None:
+        assert stack.process is not None
+        self.stack, self.secrets, self.token = stack, secrets, secrets["api_token"]
+        self.up = stack.process.pid
+        self.url = str(stack.client.url)
+        self.seen = Seen()
+        self.found: set[str] = set()
+        headers = {"Authorization": f"Bearer {self.token}"}
+        self.http = httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+        self.body: dict[str, Any] = {
+            "algorithm": "sft",
+            "model_path": str(model),
+            "train_data_path": str(ROOT / "datasets" / "sales_sft.jsonl"),
+            "batch_size": 2,
+        }
+        self.own = {name: secrets[name] for name in ("HF_TOKEN", "WANDB_API_KEY")}
+
+    def submit(self, **changes: Any) -> str:
+        reply = self.http.post("/api/v1/jobs/", json=self.body | changes)
+        self.seen.note(reply)
         assert reply.status_code == 201, reply.text
         return str(reply.json()["uuid"])
 
-    trained = submit(name="trained", secrets=own, max_steps=8, save_steps=4, time_limit_minutes=5)
-    watching = seen.watch(url, trained, token)
-    found: set[str] = set()
-    until(lambda: client.jobs.get(trained).status == "RUNNING", 60, "it runs", stack)
-    assert stack.process is not None
-    up = stack.process.pid
-    found |= set(in_processes(up, secrets.values()))
-    crashed = submit(name="crashed", secrets=own, max_steps=5000, save_steps=50, max_retries=0)
-    # A gated model: the token is used against a hub that is not there.
-    gated = submit(name="gated", model_path="org/gated-model", secrets=own, max_retries=0)
-    judged = submit(
-        name="judged", algorithm="grpo", train_data_path=str(ROOT / "datasets" / "sales_grpo.jsonl"),
-        num_gpus=64, reward_model_type="api", reward_model_api_base="https://judge.example/v1",
-        reward_model_api_key=secrets["reward_model_api_key"],
-    )  # fmt: skip
-    remote = submit(
-        name="remote", run_mode="ssh", ssh_host="127.0.0.1", ssh_port=1, ssh_username="u",
-        ssh_password=secrets["ssh_password"],
-    )  # fmt: skip
-    keyed = submit(
-        name="keyed", run_mode="ssh", ssh_host="127.0.0.1", ssh_port=1, ssh_username="u",
-        ssh_private_key=f"-----BEGIN OPENSSH PRIVATE KEY-----\n{secrets['ssh_private_key']}\n-----END OPENSSH PRIVATE KEY-----\n",
-    )  # fmt: skip
-    for name, value in (
-        ("HF_TOKEN", secrets["replaced"]),
-        ("HF_TOKEN", secrets["later"]),
-        ("rewards.judge.reward_model_api_key", secrets["component_key"]),
-    ):
-        reply = http.put(f"/api/v1/jobs/{judged}/secrets/{name}", json={"value": value})
-        seen.note(reply)
-        assert reply.status_code == 204, reply.text
-    for reply in refusals(http, body, secrets, judged):
-        assert 400 <= reply.status_code < 500, reply.text
-        seen.note(reply)
-    assert client.jobs.wait(trained, 120).status == "COMPLETED"
-    until(lambda: (client.jobs.get(crashed).progress or None) is not None, 90, "it trains", stack)
-    found |= set(in_processes(up, secrets.values()))
-    for process in _trainers(stack, crashed):
-        found |= set(in_processes(process, secrets.values()))
-    os.kill(stack.trainer_pid(crashed, 1), signal.SIGSEGV)
-    assert client.jobs.wait(crashed, 60).status == "FAILED"
-    assert client.jobs.wait(gated, 120).status == "FAILED"
+    def look_at_processes(self, *more: int) -> None:
+        for root in (self.up, *more):
+            self.found |= set(in_processes(root, self.secrets.values()))
+
+    def keep_secrets(self) -> list[str]:
+        """Submit jobs that hold a secret of every kind and wait for what is not there."""
+        secrets = self.secrets
+        key = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{secrets['ssh_private_key']}\n-----END OPENSSH PRIVATE KEY-----\n"
+        remote = {"run_mode": "ssh", "ssh_host": "127.0.0.1", "ssh_port": 1, "ssh_username": "u"}
+        judged = self.submit(
+            name="judged", algorithm="grpo", train_data_path=str(ROOT / "datasets" / "sales_grpo.jsonl"),
+            num_gpus=64, reward_model_type="api", reward_model_api_base="https://judge.example/v1",
+            reward_model_api_key=secrets["reward_model_api_key"],
+        )  # fmt: skip
+        others = [
+            self.submit(name="remote", ssh_password=secrets["ssh_password"], **remote),
+            self.submit(name="keyed", ssh_private_key=key, **remote),
+        ]
+        for name, value in (
+            ("HF_TOKEN", secrets["replaced"]),
+            ("HF_TOKEN", secrets["later"]),
+            ("rewards.judge.reward_model_api_key", secrets["component_key"]),
+        ):
+            reply = self.http.put(f"/api/v1/jobs/{judged}/secrets/{name}", json={"value": value})
+            self.seen.note(reply)
+            assert reply.status_code == 204, reply.text
+        for reply in refusals(self.http, self.body, secrets, judged):
+            assert 400 <= reply.status_code < 500, reply.text
+            self.seen.note(reply)
+        return [judged, *others]
+
+    def fail(self) -> list[str]:
+        """Let one trainer crash, and one ask for a gated model that cannot be reached."""
+        client = self.stack.client
+        crashed = self.submit(
+            name="crashed", secrets=self.own, max_steps=5000, save_steps=50, max_retries=0
+        )
+        until(lambda: client.jobs.get(crashed).progress, 90, "it trains", self.stack)
+        self.look_at_processes(*_trainers(self.stack, crashed))
+        os.kill(self.stack.trainer_pid(crashed, 1), signal.SIGSEGV)
+        assert client.jobs.wait(crashed, 60).status == "FAILED"
+        gated = self.submit(
+            name="gated", model_path="org/gated-model", secrets=self.own, max_retries=0
+        )
+        assert client.jobs.wait(gated, 120).status == "FAILED"
+        return [crashed, gated]
+
+    def read_everything(self, jobs: list[str]) -> None:
+        for job in jobs:
+            for part in ("", "/events", "/secrets", "/metrics", "/logs", "/logs/download", "/samples", "/system", "/checkpoints"):  # fmt: skip
+                self.seen.note(self.http.get(f"/api/v1/jobs/{job}{part}"))
+            self.seen.note(self.http.post(f"/api/v1/jobs/{job}/clone"))
+        for path in ("/api/v1/jobs/", "/api/v1/hosts/", "/metrics", "/openapi.json", "/readyz", "/docs", "/"):  # fmt: skip
+            self.seen.note(self.http.get(path))
+
+    def search(self) -> set[str]:
+        """Return every place where a secret was found."""
+        self.look_at_processes()
+        wanted = self.secrets.values()
+        self.found |= {f"file {place}" for place in in_files(self.stack.home, wanted)}
+        for part in self.seen.parts:
+            self.found |= {f"answer: {secret}" for secret in in_bytes(part, wanted)}
+        return self.found
+
+
+def test_no_secret_is_found_anywhere(
+    stack: Stack, tiny_model: Path, secrets: dict[str, str], tmp_path: Path
+) -> None:
+    scene = Scene(stack, tiny_model, secrets)
+    trained = scene.submit(name="trained", secrets=scene.own, max_steps=8, save_steps=4)
+    watching = scene.seen.watch(scene.url, trained, scene.token)
+    until(lambda: stack.client.jobs.get(trained).status == "RUNNING", 60, "it runs", stack)
+    scene.look_at_processes()
+    waiting = scene.keep_secrets()
+    assert stack.client.jobs.wait(trained, 120).status == "COMPLETED"
+    failed = scene.fail()
     stack.kill("services.api")
-    until(lambda: http.get("/readyz").status_code == 200, 60, "the api is back")
-    for uuid_ in (trained, crashed, gated, judged, remote, keyed):
-        for part in ("", "/events", "/secrets", "/metrics", "/logs", "/logs/download", "/samples", "/system", "/checkpoints"):  # fmt: skip
-            seen.note(http.get(f"/api/v1/jobs/{uuid_}{part}"))
-        seen.note(http.post(f"/api/v1/jobs/{uuid_}/clone"))
-    seen.note(http.get(f"/api/v1/jobs/{trained}/checkpoints/8/download"))
-    for path in ("/api/v1/jobs/", "/api/v1/hosts/", "/metrics", "/openapi.json", "/readyz", "/docs"):  # fmt: skip
-        seen.note(http.get(path))
+    until(lambda: scene.http.get("/readyz").status_code == 200, 60, "the api is back")
+    scene.read_everything([trained, *failed, *waiting])
+    archive = scene.http.get(f"/api/v1/jobs/{trained}/checkpoints/8/download")
+    assert archive.status_code == 200
+    scene.seen.note(archive)
     watching.join(60)
-    found |= set(in_processes(up, secrets.values()))
-    stored = stack.home / "api" / "main.db"
-    assert stored.exists()
-    found |= {f"file {place}" for place in in_files(stack.home, secrets.values())}
-    found |= {f"answer: {s}" for part in seen.parts for s in in_bytes(part, secrets.values())}
+    found = scene.search()
+    # The operator gave the token to `up`, and `up` to the api, which asks for it.
     allowed = {
         place
         for place in found
         if place.startswith(ENVIRONMENT)
-        and place.endswith(token)
+        and place.endswith(scene.token)
         and ("trainyard.cli.main up" in place or "services.api" in place)
     }
     assert found - allowed == set()
-    assert allowed, "the search does not see the token of the process it was given to"
+    assert allowed, "the search does not see the token where it is"
+    assert len(scene.seen.parts) > 100
     _finds_planted_leaks(stack, secrets, tmp_path)
 
 
