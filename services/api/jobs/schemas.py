@@ -100,7 +100,7 @@ class JobPatch(BaseModel):
     name: NewName | None = None
     description: Block | None = None
     tags: Tags | None = None
-    priority: Annotated[int, BeforeValidator(whole), Field(ge=0, le=100)] | None = None
+    priority: Annotated[int, Field(ge=0, le=100), BeforeValidator(whole)] | None = None
 
 
 class JobEventRead(BaseModel):
