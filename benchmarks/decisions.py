@@ -13,8 +13,8 @@ from benchmarks.population import body
 from services.scheduler import leader
 from services.scheduler.core.inputs import Beat, FactArrived, Input, Place, RequestArrived
 from services.scheduler.core.state import Limits
-from services.scheduler.desk import Desk
-from services.scheduler.loop import ASSIGN_AT_ONCE, no_crash
+from services.scheduler.desk import ASSIGN_AT_ONCE, Desk
+from services.scheduler.loop import no_crash
 from services.scheduler.main import open_database
 from services.scheduler.store import Position
 from shared.clock import SystemClock
@@ -65,12 +65,9 @@ async def _events(home: Path, count: int) -> Times:
 
 
 async def _one(desk: Desk, inputs: Sequence[Input], position: Position | None) -> float:
-    """Apply and store as the loop does; where that may change who goes where, decide and store that too."""
-    desk.stirred.clear()
+    """Apply and store as the loop does, with what is decided about who goes where."""
     began = time.perf_counter()
     await desk.commit(inputs, position)
-    if desk.stirred.is_set():
-        await desk.commit([Place(ASSIGN_AT_ONCE, 0)])
     return time.perf_counter() - began
 
 

@@ -20,6 +20,7 @@ from shared.clock import Clock
 from shared.db import Database
 from shared.log import logger
 
+ASSIGN_AT_ONCE = 256
 log = logger("scheduler.desk")
 
 
@@ -40,6 +41,7 @@ class Desk:
         """Set when there is something to publish or write."""
         self.stirred = asyncio.Event()
         """Set when there may be something to place."""
+        self.stirred.set()
         self.counters: Counter[str] = Counter()
         self._database = database
         self._clock = clock
@@ -78,12 +80,21 @@ class Desk:
     ) -> tuple[Decision, ...]:
         """Apply inputs and store everything they changed, with `position`, in one transaction.
 
+        What requests and facts let be placed is placed in the same transaction: one fsync from the event to its
+        decisions. Heartbeats come one by one, hundreds of them when a site comes back: they are answered together.
+
         Raises LeadershipLost, DatabaseBusy or DatabaseFull; then nothing changed, here nor there.
         """
         async with self._lock:
             before = self.state
             known = await self._with_named_jobs(inputs)
-            state, decisions = _steps(known, inputs, self.now())
+            now = self.now()
+            state, decisions = _steps(known, inputs, now)
+            placing = any(isinstance(one, Place) for one in inputs)
+            stirs = not placing and may_place(before, state)
+            if stirs and position is not None:
+                state, placed = _steps(state, [Place(ASSIGN_AT_ONCE, 0)], now)
+                decisions = (*decisions, *placed)
             lasting = [d for d in decisions if not isinstance(d, Counted)]
             if lasting or position is not None:
                 self._crash("before_commit")
@@ -91,7 +102,7 @@ class Desk:
                 self._crash("after_commit")
             self.state = state
         self._note(decisions)
-        if not any(isinstance(one, Place) for one in inputs) and may_place(before, state):
+        if stirs and position is None:
             self.stirred.set()
         return decisions
 
@@ -146,6 +157,8 @@ class Desk:
                 log.info(one.name, **one.detail)
         if any(isinstance(d, Published | DesiredSet | HostSaved) for d in decisions):
             self.decided.set()
+        if sum(isinstance(d, DesiredSet) for d in decisions) >= ASSIGN_AT_ONCE:
+            self.stirred.set()
 
 
 def _steps(

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 
 from services.scheduler import leader, relay_rows, store
 from services.scheduler.core import leases
-from services.scheduler.core.decisions import DesiredSet
 from services.scheduler.core.inputs import Beat, Input, Place, RequestArrived, Tick
 from services.scheduler.core.state import Limits
-from services.scheduler.desk import Desk
+from services.scheduler.desk import ASSIGN_AT_ONCE, Desk
 from services.scheduler.execute import Relay, repeat
 from services.scheduler.feed import HostFeed
 from services.scheduler.intake import fact_of, request_of
@@ -38,7 +37,6 @@ EPOCH_SECONDS = 10.0
 AUDIT_SECONDS = 30.0
 PRUNE_SECONDS = 3600.0
 PURGE_SECONDS = 60.0
-ASSIGN_AT_ONCE = 256
 log = logger("scheduler.loop")
 
 
@@ -177,7 +175,7 @@ class Loop:
             await reader.close()
 
     async def _place(self, desk: Desk) -> None:
-        """Give out free GPUs after every change; changes that come meanwhile are answered together."""
+        """Give out free GPUs after heartbeats and as time goes by, and renew why jobs wait; see `Desk.commit`."""
         told = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -190,13 +188,10 @@ class Loop:
             if refresh:
                 told = self.clock.boot()
             try:
-                made = await desk.commit([Place(ASSIGN_AT_ONCE, refresh)])
+                await desk.commit([Place(ASSIGN_AT_ONCE, refresh)])
             except (DatabaseBusy, DatabaseFull) as error:
                 log.warning("placing_paused", error=str(error)[:200])
                 await asyncio.sleep(0.5)
-                continue
-            if sum(isinstance(d, DesiredSet) for d in made) >= ASSIGN_AT_ONCE:
-                desk.stirred.set()
 
     async def _tick(self, desk: Desk) -> None:
         seen_at = pruned_at = self.clock.boot()

@@ -115,7 +115,7 @@ def apply(
     kinds: dict[type[Any], list[Any]] = defaultdict(list)
     for decision in decisions:
         kinds[type(decision)].append(decision)
-    _upsert(session, JobRow, [codec.job_row(d.job) for d in kinds[JobSaved]])
+    _upsert(session, JobRow, _last([codec.job_row(d.job) for d in kinds[JobSaved]], 1))
     _upsert(
         session,
         ConfigRow,
@@ -127,7 +127,7 @@ def apply(
     _upsert(session, AttemptRow, _last([_attempt_row(d) for d in kinds[AttemptSaved]], 2))
     rows = [codec.checkpoint_row(d.job, d.checkpoint) for d in kinds[CheckpointSaved]]
     _upsert(session, CheckpointRow, _last(rows, 3))
-    _upsert(session, HostRow, [codec.host_row(d.host) for d in kinds[HostSaved]])
+    _upsert(session, HostRow, _last([codec.host_row(d.host) for d in kinds[HostSaved]], 1))
     _requests(session, kinds[RequestHeld], kinds[RequestReleased])
     outbox = [_outbox_row(d, traces or {}) for d in kinds[Published]]
     if outbox:
