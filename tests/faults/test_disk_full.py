@@ -27,7 +27,7 @@ from tests.faults.disk_rig import (
 )
 from tests.faults.volumes import needs_root
 
-pytestmark = [pytest.mark.e2e, pytest.mark.nightly, needs_root]
+pytestmark = [pytest.mark.e2e, needs_root]
 
 
 @pytest.fixture(scope="module")
