@@ -50,6 +50,12 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("run.samples.",),
         "Sample completions of one attempt, batched.",
     ),
+    "rewards": (
+        "rw.{job}.{provider}",
+        ("reward.",),
+        "What judges were asked and what they cost, and alerts of the reward service.",
+    ),
+    "alerts": ("alert.{severity}.{rule}.{job}", ("alert.",), "Alerts, for subscribers."),
 }
 """Channel → address, prefixes of the event types on it, and what it is for."""
 
@@ -81,7 +87,10 @@ CALL_SUBJECTS: dict[str, tuple[str, str, str | None, str]] = {
     ),
 }
 PARAMETERS = {
-    "job": "Id of the job (UUID).",
+    "job": "Id of the job (UUID); `none` on `rw.` and `alert.` where there is none.",
+    "provider": "Name of the provider of judges, dots as `_`.",
+    "severity": "warning or critical.",
+    "rule": "What the alert is about: provider_failing, budget_low.",
     "host": "Id of the host.",
     "attempt": "Number of the attempt; higher ones fence lower ones.",
     "verb": "`read_file`, `list_files` or `check_paths`.",

@@ -23,6 +23,7 @@ from services.api.monitoring.routes import ReadJob, telemetry_routes
 from services.api.observe import Observe
 from services.api.openapi import openapi_of
 from services.api.problems import install_problems
+from services.api.rewards.routes import router as reward_routes
 from services.api.secrets.routes import router as secret_routes
 from services.api.strict_request import only_what_is_known
 from services.api.web import install_web
@@ -67,7 +68,9 @@ def bare_app(read: ReadJob, lifespan: Lifespan | None = None) -> FastAPI:
         dependencies=[Depends(only_what_is_known)],
     )
     app.include_router(docs_page)
-    for router in (job_routes, secret_routes, checkpoint_routes, host_routes, health_routes):
+    for router in (
+        job_routes, secret_routes, checkpoint_routes, host_routes, reward_routes, health_routes,
+    ):  # fmt: skip
         app.include_router(router)
     app.include_router(telemetry_routes(read))
     app.include_router(live_routes(read))

@@ -15,6 +15,7 @@ from services.api.deps import ApiServices
 from services.api.outbox import OutboxRelay
 from services.api.projections.runner import Projector
 from services.api.repeats import Repeats
+from services.api.rewards.relay import AlertRelay
 from shared.bus import Bus, ensure_streams
 from shared.bus.credentials import bus_config
 from shared.bus.port import BusError
@@ -41,6 +42,7 @@ class Background:
         self._tasks = [
             asyncio.create_task(self._relay.run(), name="outbox"),
             asyncio.create_task(Repeats(self._services).run(), name="repeats"),
+            asyncio.create_task(AlertRelay(self._services).run(), name="alerts"),
             asyncio.create_task(self._join_bus(), name="bus"),
         ]
         return self

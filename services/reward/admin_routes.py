@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
@@ -83,3 +85,16 @@ async def post_reward(request: Request, services: Services) -> Response:
     body = parse(REWARD_BODY, await request.body())
     stored = await _administration(services).store_reward(body)
     return Response(encode(stored), status_code=201, media_type="application/json")
+
+
+@router.get("/v1/usage", summary="What judges were asked and what they cost")
+async def usage(
+    services: Services,
+    job_uuid: Annotated[str | None, Query(max_length=64)] = None,
+    since: Annotated[str | None, Query(alias="from", max_length=10)] = None,
+    until: Annotated[str | None, Query(alias="to", max_length=10)] = None,
+) -> Response:
+    """Return sums by day (UTC), job, provider and model; at most a second old."""
+    _administration(services)
+    assert services.meter is not None
+    return json_response(encode(await services.meter.usage(job_uuid, since, until)))

@@ -39,6 +39,8 @@ class Call:
     temperature: float
     max_tokens: int
     seed: int | None = None
+    job: str | None = None
+    """For which job; the provider does not hear of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Final
 
 from services.reward.client import Client
 from services.reward.ports import Context
-from services.reward.provider_calls import ProviderCalls, Told
+from services.reward.provider_calls import Failing, ProviderCalls, Told
 from services.reward.providers import Provider
 
 JOB_PROVIDER: Final = "job"
@@ -28,10 +28,17 @@ class Configured:
 class Directory:
     """Providers by name; `job:<uuid>` names a private one."""
 
-    def __init__(self, allowed_hosts: frozenset[str], now: Callable[[], float], told: Told) -> None:
+    def __init__(
+        self,
+        allowed_hosts: frozenset[str],
+        now: Callable[[], float],
+        told: Told,
+        failing: Failing,
+    ) -> None:
         self.allowed_hosts = allowed_hosts
         self._now = now
         self._told = told
+        self._failing = failing
         self._known: dict[str, Configured] = {}
         self._calls: dict[str, ProviderCalls] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -86,7 +93,9 @@ class Directory:
             return None
         if resolved not in self._calls:
             client = Client(found.provider, found.key, self.allowed_hosts)
-            self._calls[resolved] = ProviderCalls(found.provider, client, self._now, self._told)
+            self._calls[resolved] = ProviderCalls(
+                found.provider, client, self._now, self._told, self._failing
+            )
         return self._calls[resolved]
 
     async def close(self) -> None:

@@ -79,11 +79,13 @@ class JudgeDesk:
         cache: VerdictCache,
         purses: Purses,
         wall: Callable[[], float],
+        spared: Callable[[str, str, str | None, bool], None],
     ) -> None:
         self._directory = directory
         self._cache = cache
         self._purses = purses
         self._wall = wall
+        self._spared = spared
         self._flights: dict[str, _Flight] = {}
 
     def finished(self, context: Context) -> None:
@@ -162,6 +164,7 @@ class JudgeDesk:
         if keeps and context.cache == "use":
             kept = await self._cache.get(key)
             if kept is not None:
+                self._spared(spec.provider, spec.model, context.job_uuid, True)
                 return Verdict(
                     kept["reward"], kept["reason"], kept["extracted"], cached=True, provider=kept["provider"],
                     attempts=0,
@@ -178,6 +181,7 @@ class JudgeDesk:
             flight.task.add_done_callback(lambda _: self._flights.pop(flight_key, None))
         verdict = await _wait(flight)
         if joined:
+            self._spared(spec.provider, spec.model, context.job_uuid, False)
             return replace(verdict, deduplicated=True, cost=0.0, input_tokens=0, output_tokens=0)
         return verdict
 
@@ -271,6 +275,7 @@ class JudgeDesk:
                 spec.temperature,
                 spec.max_tokens,
                 spec.seed,
+                context.job_uuid,
             )
 
             async def reserve(amount: float) -> Reservation | str:

@@ -101,6 +101,7 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
         Scoring(settings, engine, metrics),
         Repeats(time.monotonic),
         None if judging is None else judging.administration,
+        None if judging is None else judging.meter,
     )
 
     @contextlib.asynccontextmanager

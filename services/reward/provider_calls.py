@@ -58,15 +58,22 @@ class Stats:
 
 Reserve = Callable[[float], Awaitable[Reservation | str]]
 Settle = Callable[[Reservation, float], None]
-Told = Callable[[Provider, str, Reply | Refusal, float, float], None]
-"""(provider, model, outcome, seconds, cost): one call that was made."""
+Told = Callable[[Provider, str, str | None, Reply | Refusal, float, float], None]
+"""(provider, model, job, outcome, seconds, cost): one call that was made."""
+Failing = Callable[[Provider, Refusal, bool], None]
+"""(provider, its last word, whether a person must act): it is not asked for a while."""
 
 
 class ProviderCalls:
     """All calls to one provider. `now`: the event loop's clock."""
 
     def __init__(
-        self, provider: Provider, client: Client, now: Callable[[], float], told: Told
+        self,
+        provider: Provider,
+        client: Client,
+        now: Callable[[], float],
+        told: Told,
+        failing: Failing,
     ) -> None:
         self.provider = provider
         self.stats = Stats()
@@ -75,6 +82,7 @@ class ProviderCalls:
         self._client = client
         self.now = now
         self._told = told
+        self._failing = failing
         self._modes: dict[str, Mode] = {}
         self._shut_for: dict[str, tuple[float, Refusal]] = {}
 
@@ -153,7 +161,7 @@ class ProviderCalls:
             settle(reservation, cost)
         self._learn(call.model, outcome, tokens + call.max_tokens)
         self._count(outcome, cost)
-        self._told(self.provider, call.model, outcome, self.now() - began, cost)
+        self._told(self.provider, call.model, call.job, outcome, self.now() - began, cost)
         return outcome, cost
 
     def _learn(self, model: str, outcome: Reply | Refusal, estimated: int) -> None:
@@ -170,6 +178,7 @@ class ProviderCalls:
             self.breaker = breakers.failed(self.breaker, now)
             if breakers.state(self.breaker, now) == "open":
                 self.pace.release()
+                self._failing(self.provider, outcome, False)
         elif effect is Effect.FATAL:
             self._shut(model, outcome)
         else:
@@ -181,6 +190,7 @@ class ProviderCalls:
         self._shut_for[model] = (self.now() + seconds, outcome)
         self._unadmit()
         self.pace.release()
+        self._failing(self.provider, outcome, True)
         LOG.warning(
             "provider_shut", provider=self.provider.name, model=model, code=str(outcome.code),
             provider_code=outcome.provider_code, seconds=seconds,
@@ -234,7 +244,8 @@ class ProviderCalls:
             return
         stats.errors += 1
         stats.rate_limited += outcome.effect in (Effect.RATE, Effect.BURST)
-        stats.by_code[outcome.code] = stats.by_code.get(outcome.code, 0) + 1
+        code = outcome.code.value
+        stats.by_code[code] = stats.by_code.get(code, 0) + 1
 
     async def close(self) -> None:
         """Close the connections."""

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from services.reward.administration import Administration
 from services.reward.answering import encode, version_of
 from services.reward.checks import check_reward
+from services.reward.meter import Meter
 from services.reward.openrlhf import RemoteRequest, remote_answer
 from services.reward.problems import spec_problem
 from services.reward.repeats import LONGEST_KEY, Repeats
@@ -40,6 +41,8 @@ class RewardServices:
     repeats: Repeats
     administration: Administration | None = None
     """None in the rules-only mode."""
+    meter: Meter | None = None
+    """Likewise."""
     ready: bool = False
     asked_at: float = 0.0
     """When the last request came, on the monotonic clock."""

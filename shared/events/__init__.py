@@ -13,9 +13,12 @@ from shared.clock import from_iso, iso
 from shared.events.base import Envelope, EventBase, UnknownEvent
 from shared.events.job import HostUpdated, JobEvent
 from shared.events.requests import HostRequest, JobRequest
+from shared.events.reward import AlertRaised, RewardEvent
 from shared.events.run import Batch, RunFact
 
-Event = JobRequest | HostRequest | JobEvent | HostUpdated | RunFact | Batch
+Event = (
+    JobRequest | HostRequest | JobEvent | HostUpdated | RunFact | Batch | RewardEvent | AlertRaised
+)
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 

@@ -55,6 +55,20 @@ def control_epoch_key(host_id: str) -> str:
     return f"{host_id}.epoch"
 
 
+def reward(job_id: str | None, provider: str | None) -> str:
+    """Return the subject of what the reward service says; a dot would make two tokens of a name."""
+    return f"rw.{_token(job_id)}.{_token(provider)}"
+
+
+def alert(severity: str, rule: str, job_id: str | None) -> str:
+    """Return the subject of an alert."""
+    return f"alert.{severity}.{rule}.{_token(job_id)}"
+
+
+def _token(name: str | None) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name or "none")
+
+
 @dataclass(frozen=True, slots=True)
 class RunSubject:
     """`<prefix>.<host>.<job>.<attempt>`; prefix is run, met, log or smp."""

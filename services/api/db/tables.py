@@ -8,6 +8,7 @@ from services.api.db.positions import projection_position_table
 from services.api.db.types import MAIN
 from services.api.hosts.models import HostRow, JoinCodeRow
 from services.api.jobs.models import AttemptRow, JobDependencyRow, JobEventRow, JobRow
+from services.api.rewards.models import AlertRow, RewardSourceRow, RewardUsageRow
 from services.api.secrets.models import JobSecretRow
 
 PROJECTION_POSITION = projection_position_table(MAIN.metadata)
@@ -15,6 +16,7 @@ METADATA = MAIN.metadata
 
 __all__ = [
     "METADATA",
+    "AlertRow",
     "AttemptRow",
     "CheckpointRow",
     "HostRow",
@@ -24,4 +26,6 @@ __all__ = [
     "JobSecretRow",
     "JoinCodeRow",
     "RequestRow",
+    "RewardSourceRow",
+    "RewardUsageRow",
 ]

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from services.api.projections.main import Item
 from services.api.telemetry.dead_letters import Rejected
 from shared.bus.port import BusMessage
-from shared.events import Event, EventMalformed, UnknownEvent, decode
+from shared.events import Event, EventMalformed, UnknownEvent, decode, subjects
 from shared.events.job import HostUpdated, JobEventBase
+from shared.events.reward import RewardFact
 from shared.events.subjects import RunSubject
 
 PART_BYTES = 512 * 1024
@@ -54,6 +55,8 @@ def _check_identity(subject: str, event: Event | UnknownEvent) -> None:
         expected = f"job.{event.state.job}"
     elif isinstance(event, HostUpdated):
         expected = f"host.{event.host}"
+    elif isinstance(event, RewardFact):
+        expected = subjects.reward(event.job, event.provider)
     else:
         RunSubject.parse(subject)
         return

@@ -1,4 +1,4 @@
-"""Streams JOBS and RUNS applied to the main database: job, attempt, checkpoint and host rows.
+"""Streams JOBS, RUNS and REWARD applied to the main database: job, attempt, checkpoint, host and usage rows.
 
 Applying is idempotent by the messages' own numbers (`job_n`, `host_n`, a fact's `seq`), so a stream may be read again.
 """
@@ -14,10 +14,12 @@ from sqlmodel import Session, col
 
 from services.api.db.tables import AttemptRow, CheckpointRow, HostRow
 from services.api.projections.jobs import apply_jobs
+from services.api.projections.rewards import apply_rewards
 from services.api.projections.verdicts import Verdict, verdict
 from shared.bus.port import BusMessage
 from shared.events import Envelope, Event, UnknownEvent
 from shared.events.job import HostUpdated, JobEventBase
+from shared.events.reward import RewardFact
 from shared.events.run import (
     RunCheckpoint,
     RunExited,
@@ -31,7 +33,7 @@ Item = tuple[BusMessage, Envelope, Event | UnknownEvent]
 
 
 def apply_main(session: Session, stream: str, messages: Sequence[Item]) -> None:
-    """Apply messages of JOBS or RUNS in order; what is old, unknown or not for us changes nothing."""
+    """Apply messages of JOBS, RUNS or REWARD in order; what is old, unknown or not for us changes nothing."""
     if stream == "JOBS":
         events = [event for _, _, event in messages]
         apply_jobs(session, [event for event in events if isinstance(event, JobEventBase)])
@@ -40,6 +42,8 @@ def apply_main(session: Session, stream: str, messages: Sequence[Item]) -> None:
         for message, _, event in messages:
             if isinstance(event, RunFactBase):
                 apply_fact(session, RunSubject.parse(message.subject), event)
+    elif stream == "REWARD":
+        apply_rewards(session, [e for _, _, e in messages if isinstance(e, RewardFact)])
 
 
 def apply_hosts(session: Session, events: Sequence[HostUpdated]) -> None:

@@ -1,4 +1,4 @@
-"""The projector: reads five streams into the main and the telemetry database and announces what it committed.
+"""The projector: reads six streams into the main and the telemetry database and announces what it committed.
 
 The main database is written first, so that REST is never behind a status frame. It survives an absent broker and a
 busy database by trying again from the stored positions.
@@ -28,7 +28,7 @@ from shared.events.base import EventBase
 from shared.events.calls import AckQuery
 from shared.log import logger
 
-STREAMS = ("JOBS", "RUNS", "METRICS", "LOGS", "SAMPLES")
+STREAMS = ("JOBS", "RUNS", "METRICS", "LOGS", "SAMPLES", "REWARD")
 CATCH_UP_SECONDS = 10.0
 log = logger("projector")
 

@@ -24,7 +24,7 @@ from shared.db import Database, DatabaseBusy, DatabaseFull
 from shared.events.subjects import RunSubject
 from shared.log import logger
 
-MAIN_STREAMS = frozenset({"JOBS", "RUNS"})
+MAIN_STREAMS = frozenset({"JOBS", "RUNS", "REWARD"})
 FETCH_MESSAGES = 128
 DECODE_INLINE_BYTES = 65_536
 """Larger batches are parsed in a thread, so that the event loop goes on serving."""
@@ -145,7 +145,7 @@ class StreamProjection:
             items, rejected = await asyncio.to_thread(decoded, messages)
         else:
             items, rejected = decoded(messages)
-        if self.stream != "JOBS":
+        if self.stream not in ("JOBS", "REWARD"):  # those speak of no attempt
             await self._know(items)
         try:
             await self._store(items, rejected, messages)

@@ -83,7 +83,7 @@ class TelemetryWriter:
                 apply_jobs(ledger, fresh, now)
             elif stream == "RUNS":
                 apply_run_facts(ledger, fresh, commit.outcome)
-            else:
+            elif stream != "REWARD":  # nothing of that is telemetry; only its position is kept here
                 apply_batches(ledger, fresh, commit.outcome)
             found = [(message, reason, "") for message, reason in commit.outcome.rejected]
             bury(session, [*rejected, *found], now)
@@ -162,6 +162,8 @@ def _frames(written: Written) -> list[Frame]:
 
 
 def _jobs_of(stream: str, items: Sequence[Item]) -> set[str]:
+    if stream == "REWARD":
+        return set()
     if stream == "JOBS":
         return {event.state.job for _, _, event in items if isinstance(event, JobEventBase)}
     return {RunSubject.parse(message.subject).job for message, _, _ in items}

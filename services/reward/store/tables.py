@@ -55,3 +55,37 @@ class VerdictRow(Table, table=True):
     key: str = Field(primary_key=True)
     value: str = Field(sa_column=Column(Text, nullable=False))
     expires_at: float = Field(sa_column=Column(Float, nullable=False, index=True))
+
+
+class LedgerRow(Table, table=True):
+    """Who we are on the bus, and how many numbered words we have said."""
+
+    __tablename__ = "ledger"
+
+    source: str = Field(primary_key=True)
+    last_seq: int
+
+
+class WordRow(Table, table=True):
+    """One numbered word for the bus; `epoch`: the life of the stream that has it."""
+
+    __tablename__ = "words"
+
+    seq: int = Field(primary_key=True)
+    id: str
+    subject: str
+    body: str = Field(sa_column=Column(Text, nullable=False))
+    epoch: str | None = Field(default=None, index=True)
+    at: float = Field(sa_column=Column(Float, nullable=False, index=True))
+
+
+class UsageRow(Table, table=True):
+    """Sums of one model of one provider for one job on one day (UTC)."""
+
+    __tablename__ = "usage"
+
+    day: str = Field(primary_key=True)
+    job: str = Field(primary_key=True)
+    provider: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    sums: str = Field(sa_column=Column(Text, nullable=False))

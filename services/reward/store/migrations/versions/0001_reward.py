@@ -49,8 +49,33 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.Float(), nullable=False),
     )
     op.create_index("ix_verdicts_expires_at", "verdicts", ["expires_at"])
+    op.create_table(
+        "ledger",
+        sa.Column("source", sa.String(), primary_key=True),
+        sa.Column("last_seq", sa.BigInteger(), nullable=False),
+    )
+    op.create_table(
+        "words",
+        sa.Column("seq", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("epoch", sa.String(), nullable=True),
+        sa.Column("at", sa.Float(), nullable=False),
+    )
+    op.create_index("ix_words_epoch", "words", ["epoch"])
+    op.create_index("ix_words_at", "words", ["at"])
+    op.create_table(
+        "usage",
+        sa.Column("day", sa.String(), nullable=False),
+        sa.Column("job", sa.String(), nullable=False),
+        sa.Column("provider", sa.String(), nullable=False),
+        sa.Column("model", sa.String(), nullable=False),
+        sa.Column("sums", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("day", "job", "provider", "model"),
+    )
 
 
 def downgrade() -> None:
-    for name in ("verdicts", "purses", "rewards", "providers"):
+    for name in ("usage", "words", "ledger", "verdicts", "purses", "rewards", "providers"):
         op.drop_table(name)
