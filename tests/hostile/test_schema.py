@@ -24,9 +24,9 @@ def test_no_answer_is_a_5xx_or_breaks_the_document(
     target: Target, tmp_path: Path, known: bool
 ) -> None:
     seed = random.SystemRandom().randrange(1_000_000)
-    report = fuzz(target, tmp_path, seed=seed, seconds=15, known=known)
+    report = fuzz(target, tmp_path, seed=seed, seconds=10, known=known)
     assert report.sound, f"seed {seed}\n{report.told}"
-    assert report.cases > 200
+    assert report.cases > 100
     assert target.http.get("/readyz").status_code == 200
 
 
