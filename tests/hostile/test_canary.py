@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ pytestmark = [pytest.mark.e2e]
 NAMES = (
     "api_token", "wrong_token", "HF_TOKEN", "WANDB_API_KEY", "replaced", "later", "refused",
     "ssh_password", "ssh_private_key", "reward_model_api_key", "component_key", "misplaced",
+    "provider_key", "private_key",
 )  # fmt: skip
 
 
@@ -167,10 +169,32 @@ class Scene:
             reply = self.http.put(f"/api/v1/jobs/{judged}/secrets/{name}", json={"value": value})
             self.seen.note(reply)
             assert reply.status_code == 204, reply.text
+        self.keep_provider_keys(judged)
         for reply in refusals(self.http, self.body, secrets, judged):
             assert 400 <= reply.status_code < 500, reply.text
             self.seen.note(reply)
         return [judged, *others]
+
+    def keep_provider_keys(self, job: str) -> None:
+        """Give the reward service keys of judges, also where it refuses them."""
+        url = json.loads((self.stack.home / "run" / "reward.json").read_text())["url"]
+        judge = {"api_base": "https://judge.example/v1", "model": "m"}
+        kept, private = self.secrets["provider_key"], self.secrets["private_key"]
+        for path, body, ok in (
+            ("/v1/providers/judge", judge | {"api_key": kept}, True),
+            (f"/v1/jobs/{job}/provider", judge | {"api_key": private}, True),
+            ("/v1/providers/judge", judge | {"api_key": [kept]}, False),
+            ("/v1/providers/judge", judge | {"api_keys": kept}, False),
+            ("/v1/providers/judge", {"api_base": "http://127.0.0.1/", "api_key": kept}, False),
+        ):
+            reply = self.http.put(f"{url}{path}", json=body)
+            assert reply.is_success is ok, reply.text
+            self.seen.note(reply)
+        for path in ("/v1/providers", "/v1/providers/judge", "/v1/rewards", "/metrics", "/openapi.json"):  # fmt: skip
+            self.seen.note(self.http.get(url + path))
+        item = {"id": "1", "prompt": "p", "completion": "c"}
+        asked = {"items": [item], "reward": {"type": "judge", "provider": "judge", "model": "m"}}
+        self.seen.note(self.http.post(f"{url}/v1/score", json=asked))
 
     def fail(self) -> list[str]:
         """Let one trainer crash, and one ask for a gated model that cannot be reached."""
@@ -225,13 +249,13 @@ def test_no_secret_is_found_anywhere(
     scene.seen.note(archive)
     watching.join(60)
     found = scene.search()
-    # The operator gave the token to `up`, and `up` to the api, which asks for it.
+    # The operator gave the token to `up`, and `up` to the two services that ask for it.
     allowed = {
         place
         for place in found
         if place.startswith(ENVIRONMENT)
         and place.endswith(scene.token)
-        and ("trainyard.cli.main up" in place or "services.api" in place)
+        and any(name in place for name in ("cli.main up", "services.api", "services.reward"))
     }
     assert found - allowed == set()
     assert allowed, "the search does not see the token where it is"
