@@ -15,7 +15,7 @@ from services.reward.answering import Json, version_of
 from services.reward.checks import check_reward
 from services.reward.core.breaker import state
 from services.reward.directory import JOB_PROVIDER, Configured, Directory
-from services.reward.providers import Provider, address_problem
+from services.reward.providers import ApiBase, Provider, address_problem
 from services.reward.store.tables import ProviderRow, RewardRow
 from shared.db import Database
 from shared.errors import FieldProblem, TrainyardError, invalid, not_found
@@ -45,7 +45,7 @@ class RewardBody(Contract):
 class JobProviderBody(Contract):
     """A judge private to one job: the guide's `reward_model_api_base`, `reward_model_api_key` and its prices."""
 
-    api_base: Annotated[str, Field(min_length=8, max_length=500)]
+    api_base: ApiBase
     api_key: Key | None = None
 
 

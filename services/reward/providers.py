@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from services.reward.core.addresses import forbidden
+from services.reward.core.addresses import host_problem
 from services.reward.core.budget import Price
 from shared.rewards.base import Contract, Name
 from shared.specs.text import as_tuple, refuse
@@ -28,6 +27,45 @@ DASHSCOPE_PRICES: Final = {
 }
 """CNY for a million tokens, up to 128K of input; an administrator's own prices come first."""
 DAILY_BUDGET: Final = 100.0
+
+
+def base_problem(api_base: str) -> tuple[str, str] | None:
+    """Return what is wrong with the form of a base address (English, Chinese), or None."""
+    if not api_base.isprintable() or " " in api_base:
+        return (
+            "an address holds no blanks, line breaks or control characters",
+            "地址不能包含空格、换行或控制字符",
+        )
+    try:
+        parts = urlsplit(api_base)
+        named = parts.hostname and parts.port != 0
+    except ValueError:
+        return (
+            "it is not an address; check brackets and port",
+            "不是合法的地址，请检查方括号和端口",
+        )
+    if parts.scheme not in ("https", "http") or not named:
+        return (
+            "an address begins with https:// and names a host",
+            "地址应以 https:// 开头并包含主机名",
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return (
+            "an address holds no user name, password, query or fragment; the key is given apart",
+            "地址不能包含用户名、密码、查询或片段；密钥请单独提供",
+        )
+    return None
+
+
+def _sound(api_base: str) -> str:
+    problem = base_problem(api_base)
+    if problem is not None:
+        raise refuse("invalid_url", *problem)
+    return api_base
+
+
+ApiBase = Annotated[str, Field(min_length=8, max_length=500), AfterValidator(_sound)]
+"""The form alone; whether the address is allowed here is `address_problem`."""
 
 
 class PriceSpec(Contract):
@@ -54,7 +92,7 @@ class Provider(Contract):
 
     name: Name
     kind: Literal["dashscope", "openai"] = "openai"
-    api_base: Annotated[str, Field(min_length=8, max_length=500)]
+    api_base: ApiBase
     rpm: Annotated[float, Field(gt=0, le=1e7)] | None = None
     tpm: Annotated[float, Field(gt=0, le=1e10)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 64
@@ -63,13 +101,6 @@ class Provider(Contract):
     prices: Annotated[dict[str, PriceSpec], Field(max_length=200)] = Field(default_factory=dict)
     daily_budget: Annotated[float, Field(ge=0, le=1e9)] | None = DAILY_BUDGET
     fallback: Annotated[tuple[Fallback, ...], Field(max_length=3), BeforeValidator(as_tuple)] = ()
-
-    @model_validator(mode="after")
-    def _plain_address(self) -> Provider:
-        problem = base_problem(self.api_base)
-        if problem is not None:
-            raise refuse("invalid_url", *problem)
-        return self
 
     def price(self, model: str) -> Price | None:
         """Return what a model costs, or None where nobody has said."""
@@ -80,22 +111,6 @@ class Provider(Contract):
             return None
         named = [n for n in DASHSCOPE_PRICES if model.startswith(n)]
         return DASHSCOPE_PRICES[max(named, key=len)] if named else None
-
-
-def base_problem(api_base: str) -> tuple[str, str] | None:
-    """Return what is wrong with the form of a base address (English, Chinese), or None."""
-    parts = urlsplit(api_base)
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        return (
-            "an address begins with https:// and names a host",
-            "地址应以 https:// 开头并包含主机名",
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        return (
-            "an address holds no user name, password, query or fragment; the key is given apart",
-            "地址不能包含用户名、密码、查询或片段；密钥请单独提供",
-        )
-    return None
 
 
 def address_problem(api_base: str, allowed_hosts: frozenset[str]) -> tuple[str, str] | None:
@@ -110,11 +125,7 @@ def address_problem(api_base: str, allowed_hosts: frozenset[str]) -> tuple[str, 
             f"{host} is reached by http, which shows the key to the network; use https, or name the host in {setting}",
             f"{host} 使用 http，会在网络上暴露密钥；请使用 https，或将该主机加入 {setting}",
         )
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    reason = forbidden(host)
+    reason = host_problem(host)
     if reason is None:
         return None
     return (

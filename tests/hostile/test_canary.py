@@ -178,17 +178,22 @@ class Scene:
     def keep_provider_keys(self, job: str) -> None:
         """Give the reward service keys of judges, also where it refuses them."""
         url = json.loads((self.stack.home / "run" / "reward.json").read_text())["url"]
-        judge = {"api_base": "https://judge.example/v1", "model": "m"}
+        own = {"api_base": "https://judge.example/v1"}
+        judge = own | {"name": "judge"}
         kept, private = self.secrets["provider_key"], self.secrets["private_key"]
         for path, body, ok in (
             ("/v1/providers/judge", judge | {"api_key": kept}, True),
-            (f"/v1/jobs/{job}/provider", judge | {"api_key": private}, True),
+            (f"/v1/jobs/{job}/provider", own | {"api_key": private}, True),
             ("/v1/providers/judge", judge | {"api_key": [kept]}, False),
             ("/v1/providers/judge", judge | {"api_keys": kept}, False),
-            ("/v1/providers/judge", {"api_base": "http://127.0.0.1/", "api_key": kept}, False),
+            (
+                "/v1/providers/judge",
+                judge | {"api_base": "http://127.0.0.1/", "api_key": kept},
+                False,
+            ),
         ):
             reply = self.http.put(f"{url}{path}", json=body)
-            assert reply.is_success is ok, reply.text
+            assert reply.is_success is ok, (path, reply.text)
             self.seen.note(reply)
         for path in ("/v1/providers", "/v1/providers/judge", "/v1/rewards", "/metrics", "/openapi.json"):  # fmt: skip
             self.seen.note(self.http.get(url + path))

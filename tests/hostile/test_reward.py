@@ -19,13 +19,14 @@ JSON = {"Content-Type": "application/json"}
 RULE = {"type": "math_verify"}
 ITEM = {"id": "1", "prompt": "p", "completion": "\\boxed{2}", "solution": "2"}
 SCORE: dict[str, Any] = {"items": [ITEM], "reward": RULE}
-PROVIDER: dict[str, Any] = {"api_base": "https://judge.example/v1", "model": "m"}
+PRIVATE: dict[str, Any] = {"api_base": "https://judge.example/v1"}
+PROVIDER = PRIVATE | {"name": "judge"}
 BODIES: dict[str, Any] = {
     "POST /v1/score": SCORE,
     "POST /v1/score:validate": RULE,
     "POST /get_reward": {"query": ["a"], "prompts": ["a"], "labels": ["1"]},
     "PUT /v1/providers/{name}": PROVIDER,
-    "PUT /v1/jobs/{job_uuid}/provider": PROVIDER,
+    "PUT /v1/jobs/{job_uuid}/provider": PRIVATE,
     "POST /v1/rewards": {"name": "r", "reward": RULE},
 }
 BAD_BASES = (
@@ -152,11 +153,13 @@ def test_a_reward_that_nests_without_end_is_refused(service: Service) -> None:
 
 @pytest.mark.parametrize("base", BAD_BASES, ids=range(len(BAD_BASES)))
 def test_a_judge_cannot_be_an_address_within(service: Service, base: str) -> None:
-    for path in ("/v1/providers/judge", "/v1/jobs/j/provider"):
-        body = PROVIDER | {"api_base": base, "api_key": "CANARY-judge"}
+    for path, good in (("/v1/providers/judge", PROVIDER), ("/v1/jobs/j/provider", PRIVATE)):
+        body = good | {"api_base": base, "api_key": "CANARY-judge"}
         told = refused(service, "PUT", path, json.dumps(body).encode())
         assert "CANARY" not in str(told)
-    assert "judge" not in service.client.get("/v1/providers").text
+        assert len(told["errors"]) == 1
+        assert told["errors"][0]["code"] != "missing"
+    assert service.client.get("/v1/providers").json()["items"] == []
 
 
 def test_a_body_of_50_mb_is_refused(service: Service) -> None:
