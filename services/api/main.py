@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -148,6 +149,9 @@ def serve(services: ApiServices, listener: socket.socket) -> None:
     # uvicorn raises the signal again once it has stopped; with these the process then ends with status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    # What is there by now stays for good; looking through it for garbage would hold up requests by 0.1 s at a time.
+    gc.collect()
+    gc.freeze()
     uvicorn.Server(config).run(sockets=[listener])
 
 
