@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic_core import from_json
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
@@ -274,11 +274,26 @@ def _json(text: str) -> Any:
         return json.loads(text)
 
 
+def newest_revision(script_location: Path) -> str:
+    """Return the newest revision of `script_location`: files in `versions` begin with theirs, and sort by it."""
+    return max(path.name.partition("_")[0] for path in (script_location / "versions").glob("*.py"))
+
+
+def _stands_at(database: Database) -> str | None:
+    """Return the revision noted in the database, None before its first."""
+    with database.engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version", schema=database.schema):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
 def migrate(database: Database, script_location: Path) -> None:
     """Bring the schema to the newest Alembic revision of `script_location` (a folder with env.py).
 
-    env.py reads `config.attributes["connection"]`.
+    env.py reads `config.attributes["connection"]`. A database that stands at the newest one is left alone.
     """
+    if _stands_at(database) == newest_revision(script_location):
+        return
     from alembic import command  # noqa: PLC0415 - start-up only; it costs 0.2 s to import
     from alembic.config import Config  # noqa: PLC0415
 

@@ -26,6 +26,9 @@ from shared.log import logger
 
 MAIN_STREAMS = frozenset({"JOBS", "RUNS", "REWARD"})
 FETCH_MESSAGES = 128
+FETCH_SECONDS = 1.0
+FIRST_FETCH_SECONDS = 0.05
+"""After a start or a failure: the first answer of the broker, be it that there is nothing, makes a stream healthy."""
 DECODE_INLINE_BYTES = 65_536
 """Larger batches are parsed in a thread, so that the event loop goes on serving."""
 BACKOFF_FIRST, BACKOFF_MAX = 0.05, 5.0
@@ -111,7 +114,8 @@ class StreamProjection:
         reader = await self._bus.reader(self.stream, after=after, epoch=epoch)
         try:
             while True:
-                messages = await reader.fetch(max_messages=FETCH_MESSAGES, timeout=1.0)
+                patience = FETCH_SECONDS if self.healthy else FIRST_FETCH_SECONDS
+                messages = await reader.fetch(max_messages=FETCH_MESSAGES, timeout=patience)
                 for part in sized_parts(messages):
                     await self._apply(part)
                 self.healthy, self._delay = True, BACKOFF_FIRST
