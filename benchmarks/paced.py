@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -89,21 +88,23 @@ def _start_agent(stack: Stack) -> subprocess.Popen[bytes]:
 
 
 def _end_runs(stack: Stack, agent: subprocess.Popen[bytes]) -> None:
-    """End the agent with SIGTERM and every trainer that is left."""
+    """End the agent with SIGTERM and every trainer that is left, and wait until they are gone."""
     agent.terminate()
     agent.wait(timeout=30)
+    killed = []
     for path in stack.home.glob("agents/local/jobs/*/attempts/*/pid.json"):
-        for role in ("trainer", "shim"):
-            process = json.loads(path.read_text()).get(role)
-            if process and psutil.pid_exists(process["pid"]):
-                _kill(int(process["pid"]), str(path.parent))
+        for role in ("shim", "trainer"):
+            process = _of(json.loads(path.read_text()).get(role), str(path.parent))
+            if process is not None:
+                process.kill()
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=10)
 
 
-def _kill(pid: int, attempt: str) -> None:
-    """Kill a process of this attempt, never another that has its number by now."""
+def _of(noted: dict[str, int] | None, attempt: str) -> psutil.Process | None:
+    """Return a process of this attempt, never another that has its number by now."""
     try:
-        process = psutil.Process(pid)
-        if attempt in " ".join(process.cmdline()):
-            os.kill(pid, 9)
-    except (psutil.Error, ProcessLookupError):
-        return
+        process = psutil.Process(noted["pid"]) if noted else None
+        return process if process and attempt in " ".join(process.cmdline()) else None
+    except psutil.Error:
+        return None

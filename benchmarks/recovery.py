@@ -38,7 +38,7 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="error")
 def measure(quick: bool) -> list[Row]:
     """Kill each service in turn while a run goes on; a stack of its own each time, for `up` waits longer with each death."""
     found: dict[str, list[float]] = {"api": [], "agent": [], "flow": [], "broker": []}
-    for _ in range(1 if quick else 5):
+    for _ in range(1 if quick else 4):
         with running() as (stack, client):
             _round(stack, client, found)
     rounds = range(1 if quick else 3)
