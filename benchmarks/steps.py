@@ -19,7 +19,7 @@ WARM_UP_STEPS = 5
 
 def measure(quick: bool) -> list[Row]:
     """Take turns with the bare script as a process of its own; then both in one process, by processor time."""
-    steps, rounds = (30, 1) if quick else (150, 3)
+    steps, rounds = (30, 1) if quick else (100, 3)
     ours, bare = [], []
     with running() as (stack, client):
         model = _model(stack.home / "arithmetic")
@@ -47,7 +47,7 @@ def measure(quick: bool) -> list[Row]:
 
 
 def _in_process(quick: bool) -> Row:
-    steps, rounds = ("60", "1") if quick else ("100", "3")
+    steps, rounds = ("60", "1") if quick else ("60", "3")
     found = json.loads(script("bare_sft.py", "--steps", steps, "--rounds", rounds, "--json"))
     bare, ours = found["bare TRL"], found["platform"]
     ratio = bare["cpu"] / ours["cpu"]
