@@ -62,6 +62,10 @@ class Directory:
         found = self._known.get(name)
         return None if found is None else found.provider
 
+    def configured(self, name: str) -> Configured | None:
+        """Return a provider with its key, for whoever calls it in another way."""
+        return self._known.get(name)
+
     def has_key(self, name: str) -> bool:
         """Tell whether a provider has a key that can be used."""
         found = self._known.get(name)

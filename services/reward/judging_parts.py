@@ -12,6 +12,7 @@ from services.reward.core.provider_errors import Refusal
 from services.reward.directory import Directory
 from services.reward.judges import JudgeDesk
 from services.reward.meter import Meter
+from services.reward.model_desk import ModelDesk
 from services.reward.providers import Provider
 from services.reward.relay import Relay
 from services.reward.settings import RewardSettings
@@ -34,6 +35,7 @@ class Judging:
     meter: Meter
     relay: Relay
     desk: JudgeDesk
+    models: ModelDesk
     administration: Administration
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -70,9 +72,13 @@ class Judging:
         cache = VerdictCache(database, time.time)
         purses = Purses(database, time.time, low)
         desk = JudgeDesk(directory, cache, purses, time.time, spared)
+        roots = settings.roots if settings.reward_is_loopback else settings.restricted_roots
+        models = ModelDesk(directory, roots)
         keyring = Keyring.load(settings.home / "keys" / "master.key")
         administration = Administration(database, keyring, directory, time.time)
-        return Judging(database, directory, cache, purses, meter, relay, desk, administration)
+        return Judging(
+            database, directory, cache, purses, meter, relay, desk, models, administration
+        )
 
     async def start(self) -> None:
         """Take the stored providers into use; begin to count and to say what was counted."""
@@ -88,6 +94,7 @@ class Judging:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.directory.close()
+        await self.models.close()
         await self.meter.flush()
         await self.cache.close()
         await self.purses.flush()

@@ -96,7 +96,11 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
     symbolic = SymbolicPool(settings.reward_verifiers)
     metrics = RewardMetrics()
     judging = None if settings.reward_rules_only else Judging.open(settings)
-    engine = Engine(symbolic, None if judging is None else judging.desk)
+    engine = Engine(
+        symbolic,
+        None if judging is None else judging.desk,
+        None if judging is None else judging.models,
+    )
     services = RewardServices(
         Scoring(settings, engine, metrics),
         Repeats(time.monotonic),
