@@ -35,9 +35,12 @@ def in_files(folder: Path, secrets: Iterable[str]) -> Iterator[str]:
     """Yield `file: secret` for every file below a folder."""
     wanted = list(secrets)
     for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            for secret in in_bytes(path.read_bytes(), wanted):
-                yield f"{path.relative_to(folder)}: {secret}"
+        try:
+            data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        except FileNotFoundError:  # a checkpoint that was replaced, a log that was rotated
+            continue
+        for secret in in_bytes(data, wanted):
+            yield f"{path.relative_to(folder)}: {secret}"
 
 
 def in_processes(root: int, secrets: Iterable[str]) -> Iterator[str]:

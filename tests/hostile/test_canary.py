@@ -154,7 +154,7 @@ class Scene:
         remote = {"run_mode": "ssh", "ssh_host": "127.0.0.1", "ssh_port": 1, "ssh_username": "u"}
         judged = self.submit(
             name="judged", algorithm="grpo", train_data_path=str(ROOT / "datasets" / "sales_grpo.jsonl"),
-            num_gpus=64, reward_model_type="api", reward_model_api_base="https://judge.example/v1",
+            host="nobody", reward_model_type="api", reward_model_api_base="https://judge.example/v1",
             reward_model_api_key=secrets["reward_model_api_key"],
         )  # fmt: skip
         others = [
@@ -198,7 +198,11 @@ class Scene:
         for path in ("/v1/providers", "/v1/providers/judge", "/v1/rewards", "/metrics", "/openapi.json"):  # fmt: skip
             self.seen.note(self.http.get(url + path))
         item = {"id": "1", "prompt": "p", "completion": "c"}
-        asked = {"items": [item], "reward": {"type": "judge", "provider": "judge", "model": "m"}}
+        asked = {
+            "items": [item],
+            "reward": {"type": "judge", "provider": "judge", "model": "m"},
+            "options": {"timeout_s": 5},
+        }
         self.seen.note(self.http.post(f"{url}/v1/score", json=asked))
 
     def fail(self) -> list[str]:
@@ -247,7 +251,7 @@ def test_no_secret_is_found_anywhere(
     assert stack.client.jobs.wait(trained, 120).status == "COMPLETED"
     failed = scene.fail()
     stack.kill("services.api")
-    until(lambda: scene.http.get("/readyz").status_code == 200, 60, "the api is back")
+    until(stack.client.is_ready, 60, "the api is back", stack)
     scene.read_everything([trained, *failed, *waiting])
     archive = scene.http.get(f"/api/v1/jobs/{trained}/checkpoints/8/download")
     assert archive.status_code == 200
@@ -264,7 +268,7 @@ def test_no_secret_is_found_anywhere(
     }
     assert found - allowed == set()
     assert allowed, "the search does not see the token where it is"
-    assert len(scene.seen.parts) > 100
+    assert len(scene.seen.parts) > 80
     _finds_planted_leaks(stack, secrets, tmp_path)
 
 
