@@ -84,6 +84,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
     document["security"] = [{"token": []}, {}]
     for path, item in document["paths"].items():
         for method, operation in item.items():
+            for parameter in operation.get("parameters", []):
+                _without_nul(parameter["schema"])
             responses = operation["responses"]
             responses.pop("422", None)
             for status in refusals(path, method):
@@ -91,6 +93,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
                 known = responses.setdefault(status, told)
                 known["content"] = {**known["content"], **_REFERENCE}
     return document
+
+
+def _without_nul(schema: dict[str, Any]) -> None:
+    """Say of each text in an address what `limits` refuses everywhere."""
+    for part in schema.get("anyOf", [schema]):
+        if part.get("type") == "string" and not part.keys() & {"pattern", "enum"}:
+            part["pattern"] = "^[^\\u0000]*$"
 
 
 def refusals(path: str, method: str) -> list[str]:

@@ -27,6 +27,7 @@ JUDGED_BY_MORE = (
     "POST /api/v1/jobs:validate",
     "POST /api/v1/hosts/join",
     "GET /api/v1/jobs/",
+    "GET /api/v1/rewards/usage",
     "GET /api/v1/jobs/{uuid}/metrics",
     "GET /api/v1/jobs/{uuid}/system",
 )

@@ -229,6 +229,17 @@ LOGS = [
     ask("long q", "q=" + "q" * 501, "q", "too_long"),
 ]
 CASES: dict[str, list[Case]] = {
+    "GET /api/v1/alerts": [
+        ask("limit", "limit=501", "limit", "out_of_range"),
+        ask("long job", "job=" + "j" * 129, "job", "too_long"),
+    ],
+    "GET /api/v1/rewards/usage": [
+        ask("by", "by=mood", "by", "not_allowed"),
+        ask("no day", "from=yesterday", "from"),
+        ask("no day of any month", "to=2026-13-40", "to", "invalid_day"),
+        ask("turned round", "from=2026-02-01&to=2026-01-01", "from", ""),
+        ask("long provider", "provider=" + "p" * 129, "provider", "too_long"),
+    ],
     "GET /api/v1/hosts/": [ask("filter", "online=true", "online", "unknown_field")],
     "POST /api/v1/hosts/join": JOINS,
     "POST /api/v1/hosts/join-codes": [bad("lasting", {"hours": 10**9}, "unknown_field", "hours")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -15,9 +15,10 @@ from services.api.db.tables import AlertRow, RewardUsageRow
 from services.api.deps import Language, Services
 from services.api.rewards.usage import Usage, percentile
 from shared.errors import FieldProblem, invalid
+from shared.specs.problems import plain
 
 router = APIRouter(tags=["rewards"])
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 ROWS_AT_MOST = 10_000
 
 
@@ -88,9 +89,7 @@ async def usage(
     by: Group = "provider",
 ) -> UsagePage:
     """Return calls, latency percentiles, error rate, cache hits and cost, `from` and `to` as UTC days, both included."""
-    for name, value in (("from", since), ("to", until)):
-        if value is not None and not _DAY.fullmatch(value):
-            raise invalid([FieldProblem(name, value, f"{name} must be a day such as 2026-11-26.", f"{name} 应为日期，例如 2026-11-26。", "YYYY-MM-DD", "invalid_day")])  # fmt: skip
+    _check_days(since, until)
     statement = _selected(job, provider, since, until)
 
     def work(session: Session) -> list[RewardUsageRow]:
@@ -131,6 +130,22 @@ async def alerts(
             for row in rows
         ]
     )
+
+
+def _check_days(since: str | None, until: str | None) -> None:
+    """Raise TrainyardError 422 for what is no day, and for days in the wrong order."""
+    for name, value in (("from", since), ("to", until)):
+        if value is not None and not _is_day(value):
+            raise invalid([FieldProblem(name, plain(value), f"{name} must be a day such as 2026-11-26.", f"{name} 应为日期，例如 2026-11-26。", "YYYY-MM-DD", "invalid_day")])  # fmt: skip
+    if since is not None and until is not None and since > until:
+        raise invalid([FieldProblem("from", since, f"from ({since}) lies after to ({until}); exchange them.", f"from（{since}）晚于 to（{until}），请对调。", f"<= {until}", "out_of_range")])  # fmt: skip
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return bool(_DAY.fullmatch(text)) and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _selected(
