@@ -27,6 +27,7 @@ from benchmarks import (  # noqa: E402
     live_frame,
     page,
     recovery,
+    rewards,
     schedule,
     steps,
     submit,
@@ -47,6 +48,7 @@ GROUPS: dict[str, Measure] = {
     "fleet": fleet.measure,
     "lists": lists.measure,
     "charts": charts.measure,
+    "rewards": rewards.measure,
 }
 """Name → what measures it, in the order of the page."""
 

@@ -66,11 +66,12 @@ class Engine:
         judges = self._judges
         if judges is None:
             return [_rules_only("judge") for _ in samples]
-        return list(
-            await asyncio.gather(
-                *(_until(context, judges.judge(spec, s, context)) for s in samples)
-            )
+        found = [judges.peek(spec, sample, context) for sample in samples]
+        asked = [s for s, verdict in zip(samples, found, strict=True) if verdict is None]
+        rest = iter(
+            await asyncio.gather(*(_until(context, judges.judge(spec, s, context)) for s in asked))
         )
+        return [next(rest) if verdict is None else verdict for verdict in found]
 
     async def duel(
         self, spec: Judge, prompt: str, first: str, second: str, context: Context

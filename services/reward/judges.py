@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from services.reward.client import Call
@@ -92,14 +93,17 @@ class JudgeDesk:
         """Forget the purse of a request."""
         self._purses.close(context.request_id)
 
+    def peek(self, spec: Judge, sample: Sample, context: Context) -> Verdict | None:
+        """Return a verdict that is in memory: no task, no wait; None where it has to be looked for or asked."""
+        if context.cache != "use" or not _keeps(spec):
+            return None
+        kept = self._cache.peek(self._score_key(spec, sample, context))
+        return None if kept is None else self._kept(spec, kept, context)
+
     async def judge(self, spec: Judge, sample: Sample, context: Context) -> Verdict:
         """Return the score of one completion, mapped to 0..1."""
         solution = sample.solution if spec.show_solution else None
-        key = cache_key(
-            kind="score", spec=spec.model_dump(mode="json", exclude={"cache"}), prompt_version=PROMPT_VERSION,
-            prompt=sample.prompt, completion=sample.completion, solution=solution,
-            base=self._directory.base_of(spec.provider), job=_private(spec, context),
-        )  # fmt: skip
+        key = self._score_key(spec, sample, context)
 
         def messages(mark: str) -> list[Message]:
             return score_messages(
@@ -142,7 +146,7 @@ class JudgeDesk:
         self, spec: Judge, prompt: str, first: str, second: str, context: Context
     ) -> Verdict:
         key = cache_key(
-            kind="duel", spec=spec.model_dump(mode="json", exclude={"cache"}), prompt_version=PROMPT_VERSION,
+            kind="duel", spec=_spec_text(spec), prompt_version=PROMPT_VERSION,
             prompt=prompt, first=first, second=second,
             base=self._directory.base_of(spec.provider), job=_private(spec, context),
         )  # fmt: skip
@@ -156,19 +160,26 @@ class JudgeDesk:
 
         return await self._once(spec, context, key, work)
 
+    def _score_key(self, spec: Judge, sample: Sample, context: Context) -> str:
+        return cache_key(
+            kind="score", spec=_spec_text(spec), prompt_version=PROMPT_VERSION, prompt=sample.prompt,
+            completion=sample.completion, solution=sample.solution if spec.show_solution else None,
+            base=self._directory.base_of(spec.provider), job=_private(spec, context),
+        )  # fmt: skip
+
+    def _kept(self, spec: Judge, kept: Mapping[str, Any], context: Context) -> Verdict:
+        self._spared(spec.provider, spec.model, context.job_uuid, True)
+        return Verdict(
+            kept["reward"], kept["reason"], kept["extracted"], cached=True, provider=kept["provider"], attempts=0
+        )  # fmt: skip
+
     async def _once(self, spec: Judge, context: Context, key: str, work: Work) -> Verdict:
         """Take it from the cache, or join whoever asks for the same, or ask; only verdicts are kept."""
-        keeps = (
-            spec.cache if spec.cache is not None else spec.temperature == 0 and spec.samples == 1
-        )
+        keeps = _keeps(spec)
         if keeps and context.cache == "use":
             kept = await self._cache.get(key)
             if kept is not None:
-                self._spared(spec.provider, spec.model, context.job_uuid, True)
-                return Verdict(
-                    kept["reward"], kept["reason"], kept["extracted"], cached=True, provider=kept["provider"],
-                    attempts=0,
-                )  # fmt: skip
+                return self._kept(spec, kept, context)
         if context.cache == "bypass" or not keeps:
             return await work()
         # one budget, one flight: a job never pays for another one's call, nor is refused for its empty purse
@@ -337,6 +348,15 @@ async def _wait(flight: _Flight) -> Verdict:
         flight.waiting -= 1
         if flight.waiting == 0:
             flight.task.cancel()
+
+
+def _keeps(spec: Judge) -> bool:
+    return spec.cache if spec.cache is not None else spec.temperature == 0 and spec.samples == 1
+
+
+@lru_cache(maxsize=256)
+def _spec_text(spec: Judge) -> str:
+    return spec.model_dump_json(exclude={"cache"})
 
 
 def _private(spec: Judge, context: Context) -> str | None:

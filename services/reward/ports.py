@@ -31,6 +31,10 @@ class Context:
 class Judges(Protocol):
     """Models behind an API. Neither method raises for a failure: it is a verdict without a reward."""
 
+    def peek(self, spec: Judge, sample: Sample, context: Context) -> Verdict | None:
+        """Return a verdict that is at hand, or None."""
+        ...
+
     async def judge(self, spec: Judge, sample: Sample, context: Context) -> Verdict:
         """Return the score of one completion, mapped to 0..1."""
         ...

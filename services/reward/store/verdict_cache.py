@@ -36,11 +36,17 @@ class VerdictCache:
         self._flusher: asyncio.Task[None] | None = None
         self._flushes = 0
 
-    async def get(self, key: str) -> dict[str, Any] | None:
-        """Return what was put, or None."""
+    def peek(self, key: str) -> dict[str, Any] | None:
+        """Return what is in memory."""
         found = self._memory.get(key)
         if found is not None:
             self._memory.move_to_end(key)
+        return found
+
+    async def get(self, key: str) -> dict[str, Any] | None:
+        """Return what was put, or None."""
+        found = self.peek(key)
+        if found is not None:
             return found
         if self._database is None:
             return None
