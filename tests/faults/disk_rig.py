@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from services.gpu_agent import checkpoint_store
 from tests.e2e.stack import until
-from tests.faults.proof import Scene
+from tests.faults.scene import NO_ENV, Env, Scene
 from tests.faults.volumes import Volume, small_volume
 from tests.faults.workload import tiny_job
 from trainyard import Job
@@ -166,11 +166,13 @@ def assert_paused_for_room(rig: Rig, job: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def stack_on_small_volumes(home: Path, model: Path, *names: str, **env: str) -> Iterator[Rig]:
+def stack_on_small_volumes(
+    home: Path, model: Path, *names: str, env: Env = NO_ENV
+) -> Iterator[Rig]:
     """Run a stack whose home and the named folders are small volumes."""
     with contextlib.ExitStack() as stack:
         volumes = {"home": stack.enter_context(small_volume(home, 200))}
         for name in names:
             volumes[name] = stack.enter_context(small_volume(home / FOLDERS[name], MIB_EACH))
-        with Scene(home, model, 1, **env) as scene:
+        with Scene(home, model, 1, env=env) as scene:
             yield Rig(scene, model, volumes)

@@ -13,36 +13,35 @@ from tests.faults.disk_rig import (
     requests_for,
     stack_on_small_volumes,
 )
+from tests.faults.planting import Plant, planted
 from tests.faults.volumes import needs_root
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, needs_root]
-NOBODY_HEALS = """
-import sys
-if "trainyard.cli.main" in sys.orig_argv:
-    from trainyard.stack.core import broker_watch
-    broker_watch.decide = lambda watch, look: broker_watch.Verdict(watch)
-"""
-SHOWS_WHAT_WAS_CUT_SHORT = """
-import sys
-if "services.gpu_agent.zygote" in sys.orig_argv or "services.gpu_agent.trainers" in sys.orig_argv:
-    import re
-    from services.gpu_agent.trainers import saving
-    def keep(folder, **_):
-        folder.rename(folder.parent / re.search(r"checkpoint-\\d+", folder.name)[0])
-    saving.shutil = type("Kept", (), {"rmtree": staticmethod(keep)})
-"""
-
-
-def planted(folder: Path, bug: str) -> str:
-    """Return a PYTHONPATH with which every Python of the stack begins with `bug`."""
-    (folder / "plant").mkdir()
-    (folder / "plant" / "sitecustomize.py").write_text(bug)
-    return str(folder / "plant")
+NOBODY_HEALS = Plant(
+    "trainyard/stack/broker_care.py",
+    "        if verdict.restart:\n",
+    "        if verdict.restart and not trouble:\n",
+)
+SHOWS_WHAT_WAS_CUT_SHORT = Plant(
+    "services/gpu_agent/trainers/saving.py",
+    "            shutil.rmtree(temporary, ignore_errors=True)\n",
+    "            temporary.rename(temporary.parent / checkpoint_store.folder_name(step))\n",
+)
+SAYS_NOTHING_OF_PLACES = Plant(
+    "services/gpu_agent/trainers/failures.py",
+    'f"The disk is full: {what_en} {short.en}."',
+    'f"The disk is full: {what_en}."',
+)
+RESUMES_NOTHING = Plant(
+    "services/scheduler/core/step.py",
+    "            room.tick(draft)\n",
+    "            pass\n",
+)
 
 
 def test_a_broker_that_nobody_heals_is_found(tmp_path: Path, tiny_model: Path) -> None:
-    path = planted(tmp_path, NOBODY_HEALS)
-    with stack_on_small_volumes(tmp_path / "home", tiny_model, "broker", PYTHONPATH=path) as rig:
+    env = planted(tmp_path / "product", NOBODY_HEALS)
+    with stack_on_small_volumes(tmp_path / "home", tiny_model, "broker", env=env) as rig:
         rig.training()
         with Filled(rig.volumes["broker"]):
             requests_for(rig, 3)
@@ -51,12 +50,28 @@ def test_a_broker_that_nobody_heals_is_found(tmp_path: Path, tiny_model: Path) -
             recovered(rig, "broker", lambda: rig.job(new).status in ("RUNNING", "COMPLETED"))
 
 
-def test_a_checkpoint_cut_short_and_shown_is_found(tmp_path: Path, tiny_model: Path) -> None:
-    path = planted(tmp_path, SHOWS_WHAT_WAS_CUT_SHORT)
-    with stack_on_small_volumes(
-        tmp_path / "home", tiny_model, "checkpoints", PYTHONPATH=path
-    ) as rig:
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [(SHOWS_WHAT_WAS_CUT_SHORT, "checkpoint-"), (SAYS_NOTHING_OF_PLACES, "The disk is full")],
+    ids=["a checkpoint cut short is shown", "the pause does not say where"],
+)
+def test_a_pause_that_is_not_as_promised_is_found(
+    tmp_path: Path, tiny_model: Path, plant: Plant, found: str
+) -> None:
+    env = planted(tmp_path / "product", plant)
+    with stack_on_small_volumes(tmp_path / "home", tiny_model, "checkpoints", env=env) as rig:
         job = rig.training()
         volume = rig.volumes["checkpoints"]
-        with Filled(volume), pytest.raises(AssertionError, match="checkpoint-"):
+        with Filled(volume), pytest.raises(AssertionError, match=found):
             assert_paused_for_room(rig, job, volume.path)
+
+
+def test_a_job_that_nobody_resumes_is_found(tmp_path: Path, tiny_model: Path) -> None:
+    env = planted(tmp_path / "product", RESUMES_NOTHING)
+    with stack_on_small_volumes(tmp_path / "home", tiny_model, "checkpoints", env=env) as rig:
+        job = rig.training()
+        volume = rig.volumes["checkpoints"]
+        with Filled(volume):
+            assert_paused_for_room(rig, job, volume.path)
+        with pytest.raises(AssertionError, match="not within 30 s"):
+            recovered(rig, "checkpoints", lambda: rig.job(job).status == "RUNNING")
