@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -21,6 +22,12 @@ SECRET_VARIABLES = (
 def without_secrets(env: Mapping[str, str], *, keep: Collection[str] = ()) -> dict[str, str]:
     """Return an environment without SECRET_VARIABLES, but for those in `keep`."""
     return {k: v for k, v in env.items() if k not in SECRET_VARIABLES or k in keep}
+
+
+def forget_secrets() -> None:
+    """Remove SECRET_VARIABLES from this process's environment, once they are read, so that no child inherits them."""
+    for name in SECRET_VARIABLES:
+        os.environ.pop(name, None)
 
 
 class Settings(BaseSettings):

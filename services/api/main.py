@@ -26,6 +26,7 @@ from shared import log
 from shared.clock import SystemClock
 from shared.keyring import Keyring
 from shared.runs import write_atomic_json
+from shared.settings import forget_secrets
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
@@ -51,6 +52,7 @@ def main() -> int:
     except ValidationError as error:
         print(f"The settings are not valid: {error}", file=sys.stderr)  # noqa: T201 - no log yet
         return EX_CONFIG
+    forget_secrets()
     log.configure("api", settings.log_level)
     logger = log.logger("api.main")
     try:

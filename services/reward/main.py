@@ -27,6 +27,7 @@ from services.reward.settings import RewardSettings
 from services.reward.symbolic.pool import SymbolicPool
 from shared import log
 from shared.runs import write_atomic_json
+from shared.settings import forget_secrets
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
@@ -49,6 +50,7 @@ def main() -> int:
     except ValidationError as error:
         print(f"The settings are not valid: {error}", file=sys.stderr)  # noqa: T201 - no log yet
         return EX_CONFIG
+    forget_secrets()
     log.configure("reward", settings.log_level)
     try:
         if not settings.reward_is_loopback and not settings.api_token:

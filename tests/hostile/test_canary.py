@@ -258,6 +258,7 @@ def test_no_secret_is_found_anywhere(
     scene.seen.note(archive)
     watching.join(60)
     found = scene.search()
+    scene.http.close()
     # The operator gave the token to `up`, and `up` to the two services that ask for it.
     allowed = {
         place
