@@ -66,10 +66,12 @@ class VolumeWatch:
         self._folders = dict(folders)
         self._levels: dict[str, Level] = {}
 
-    def look(self) -> list[Standing]:
-        """Return how every folder stands now; one that cannot be read is left out."""
+    def look(self, *names: str) -> list[Standing]:
+        """Return how every folder, or each of the named, stands now; one that cannot be read is left out."""
         found = []
         for name, folder in self._folders.items():
+            if names and name not in names:
+                continue
             volume = volume_of(folder)
             if volume is not None:
                 level = judge(volume, self._levels.get(name, Level.OK))
@@ -79,4 +81,4 @@ class VolumeWatch:
 
     def full(self, *names: str) -> Standing | None:
         """Return the first of the named folders that is full now, or None."""
-        return next((s for s in self.look() if s.name in names and s.level is Level.FULL), None)
+        return next((s for s in self.look(*names) if s.level is Level.FULL), None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
+
+from pydantic.fields import FieldInfo
 
 from shared.specs.base import BaseSpec
 from shared.specs.dpo import DpoSpec
@@ -41,13 +43,15 @@ def idle(spec: object, given: Given, switch: str, fields: tuple[str, ...]) -> li
 
     A default value beside a switch that was set by hand is no mistake: forms and clones send every field.
     """
-    model = type(spec)
-    defaults: dict[str, Any] = {
-        name: info.get_default(call_default_factory=True)
-        for name, info in getattr(model, "model_fields", {}).items()
-    }
+    known: dict[str, FieldInfo] = getattr(type(spec), "model_fields", {})
     return [
-        f for f in fields if f in given and (switch not in given or getattr(spec, f) != defaults[f])
+        f
+        for f in fields
+        if f in given
+        and (
+            switch not in given
+            or getattr(spec, f) != known[f].get_default(call_default_factory=True)
+        )
     ]
 
 
