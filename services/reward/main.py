@@ -33,6 +33,7 @@ EX_UNAVAILABLE = 69
 EX_CONFIG = 78
 """sysexits.h: a restart does not help, the configuration must change."""
 STOP_SECONDS = 5
+WARM_AFTER_SECONDS = 10.0
 
 
 class Refused(RuntimeError):
@@ -115,7 +116,10 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
         if judging is not None:
             await judging.start()
         services.asked_at = time.monotonic()
-        background = [asyncio.create_task(_warm(symbolic, services))]
+        services.ready = True
+        background = []
+        if not settings.reward_rules_only:
+            background.append(asyncio.create_task(_warm(symbolic)))
         if settings.reward_idle_exit_seconds is not None:
             background.append(
                 asyncio.create_task(_end_when_idle(services, settings.reward_idle_exit_seconds))
@@ -148,10 +152,10 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
-async def _warm(symbolic: SymbolicPool, services: RewardServices) -> None:
-    """Answer by rules at once, and call it ready when the verifier is warm too."""
+async def _warm(symbolic: SymbolicPool) -> None:
+    """Load the computer algebra before it is asked for, but not while the rest of a stack is starting."""
+    await asyncio.sleep(WARM_AFTER_SECONDS)
     await symbolic.warm()
-    services.ready = True
 
 
 async def _end_when_idle(services: RewardServices, seconds: float) -> None:

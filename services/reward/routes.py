@@ -108,7 +108,7 @@ async def livez(services: Services) -> dict[str, str]:
 @router.get("/readyz", summary="Readiness")
 @router.get("/health/ready", include_in_schema=False)
 async def readyz(services: Services) -> JSONResponse:
-    """Answer 200 once the verifier is warm, else 503."""
+    """Answer 200 once it scores, else 503: while it starts, and while it stops."""
     ready = services.ready and not services.scoring.draining
     body = {
         "status": "ready" if ready else "not_ready",

@@ -22,16 +22,20 @@ ROOT = Path(__file__).resolve().parents[2]
 class Stack:
     """Starts, kills and restarts parts of one stack; ends only what it started."""
 
-    def __init__(self, home: Path, *options: str, **env: str) -> None:
-        """`options` of `up`, such as --no-agent; `env` on top of this process's own environment."""
+    def __init__(self, home: Path, *options: str, rewards: bool = False, **env: str) -> None:
+        """`options` of `up`, such as --no-agent; `env` on top of this process's own environment.
+
+        `rewards`: with the reward services too, which most tests have no use for.
+        """
         self.home = home
-        self.options = options
+        self.options = options if rewards else ("--no-reward", *options)
         self.env = os.environ | {
             "TRAINYARD_HOME": str(home),
             "TRAINYARD_CHECKPOINT_DIR": str(home / "checkpoints"),
             "TRAINYARD_API_PORT": "0",
             "TRAINYARD_NATS_PORT": "0",
             "TRAINYARD_REWARD_PORT": "0",
+            "TRAINYARD_AGENT_RULES": "true" if rewards else "false",
             "OMP_NUM_THREADS": "1",
             **env,
         }

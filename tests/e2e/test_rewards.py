@@ -31,7 +31,11 @@ def mock() -> Iterator[MockProvider]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    made = Stack(tmp_path_factory.mktemp("rewards"), TRAINYARD_REWARD_ALLOW_HTTP_HOSTS="127.0.0.1")
+    made = Stack(
+        tmp_path_factory.mktemp("rewards"),
+        rewards=True,
+        TRAINYARD_REWARD_ALLOW_HTTP_HOSTS="127.0.0.1",
+    )
     made.start()
     yield made
     assert made.stop() == 0

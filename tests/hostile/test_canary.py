@@ -73,7 +73,9 @@ def secrets() -> dict[str, str]:
 def stack(tmp_path: Path, secrets: dict[str, str]) -> Iterator[Stack]:
     home = tmp_path / "home"
     home.mkdir()
-    running = Stack(home, TRAINYARD_API_TOKEN=secrets["api_token"], TRAINYARD_LOG_LEVEL="DEBUG")
+    running = Stack(
+        home, rewards=True, TRAINYARD_API_TOKEN=secrets["api_token"], TRAINYARD_LOG_LEVEL="DEBUG"
+    )
     # The client of this test reads it too.
     os.environ["TRAINYARD_API_TOKEN"] = secrets["api_token"]
     try:

@@ -111,7 +111,10 @@ class SymbolicPool:
         return Outcome.TOO_COMPLEX
 
     def _once(self, question: Question, seconds: float) -> Outcome:
-        process = self._take()
+        try:
+            process = self._take()
+        except (EOFError, OSError):
+            raise _Died("gold") from None
         used = _cpu(process.process.pid)
         phase = "gold"
         try:
@@ -143,6 +146,12 @@ class SymbolicPool:
         process = self._context.Process(target=worker.serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()
+        # its start is not the item's time: the first one loads the computer algebra, which takes a second or two
+        if not ours.poll(SPAWN_SECONDS):
+            process.kill()
+            ours.close()
+            raise _Died("gold")
+        ours.recv()
         return _Process(process, ours)
 
     def _give_back(self, process: _Process, resident_mib: int) -> None:

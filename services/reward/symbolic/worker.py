@@ -15,7 +15,8 @@ from math_verify import LatexExtractionConfig, parse, verify
 
 Phase = Literal["gold", "answer", "compare"]
 Reply = tuple[Literal["phase"], Phase] | tuple[Literal["done"], bool | None, int]
-"""(`done`, equal or None where the gold cannot be read, resident memory in MiB)."""
+"""(`done`, equal or None where the gold cannot be read, resident memory in MiB). Before the first one comes READY."""
+READY: Final = "ready"
 
 MEMORY_BYTES: Final = 2 * 1024**3
 _LATEX: Final = [
@@ -37,6 +38,7 @@ def serve(pipe: Connection) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
+    pipe.send(READY)
     while True:
         try:
             gold, answer = pipe.recv()
