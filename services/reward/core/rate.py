@@ -20,6 +20,9 @@ BURST_CUT: Final = 0.5
 WINDOW_SECONDS: Final = 1.0
 WINDOW_CALLS: Final = 10
 """Over so long, and so many calls at least, the share of refused ones is judged."""
+NOISE_WINDOWS: Final = 7
+MOST_NOISE: Final = 0.05
+"""A steady share up to this is taken for chance; more would let it rest above a real limit."""
 DOUBLING_SECONDS: Final = 1.0
 """How long the pace takes to double while no limit has been met."""
 GROWTH: Final = 0.05
@@ -48,6 +51,8 @@ class Rate:
     asked: int = 0
     lost: int = 0
     """Calls answered since `window_at`, and refused ones among them."""
+    shares: tuple[float, ...] = ()
+    """Shares of refused calls in the last windows."""
 
 
 def told(rpm: float | None, tpm: float | None) -> Rate:
@@ -115,9 +120,22 @@ def _judged(state: Rate, now: float) -> Rate:
     first = state.cut_at is None and state.lost >= WINDOW_CALLS
     if not over and not first:
         return state
-    if state.lost == 0:
-        return replace(state, asked=0)
-    return _cut(state, now, max(DEEPEST_CUT, 1 - state.lost / state.asked))
+    share = state.lost / state.asked
+    excess = share - _noise(state.shares)
+    state = replace(state, shares=(*state.shares, share)[-NOISE_WINDOWS:])
+    if excess <= 0:
+        return replace(state, asked=0, lost=0)
+    return _cut(state, now, max(DEEPEST_CUT, 1 - excess))
+
+
+def _noise(shares: tuple[float, ...]) -> float:
+    """Return the share that is refused whatever the pace: slowing down for it would only lose time.
+
+    At a limit some windows are free of refusals, so that the median is 0; where most are not, they do not come from it.
+    """
+    if len(shares) < NOISE_WINDOWS:
+        return 0.0
+    return min(MOST_NOISE, sorted(shares)[NOISE_WINDOWS // 2])
 
 
 def _cut(state: Rate, now: float, factor: float) -> Rate:
