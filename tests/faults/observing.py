@@ -64,7 +64,7 @@ def observe(sight: Sight) -> Observation:
         never_complete=tuple(sight.never_complete),
         orphans=tuple(text for home, root in sight.roots for text in strays(home, root, 20)),
         held_locks=tuple(text for home in sight.homes for text in held_locks(home)),
-        unpublished=_unpublished(stack.home),
+        unpublished=unpublished(stack.home),
         dead_letters=_count(
             stack.home / "api" / "telemetry.db", "SELECT count(*) FROM dead_letter"
         ),
@@ -75,7 +75,7 @@ def _rest(sight: Sight, seconds: float) -> None:
     """Wait until nothing is on its way any more; what then still is, the checker reports."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if _unpublished(sight.stack.home) == 0 and all(_is_confirmed(f) for f in _folders(sight)):
+        if unpublished(sight.stack.home) == 0 and all(_is_confirmed(f) for f in _folders(sight)):
             return
         time.sleep(0.2)
 
@@ -92,11 +92,15 @@ def _is_confirmed(folder: Path) -> bool:
         return False
 
 
-def _unpublished(home: Path) -> int:
-    mine = _count(home / "api" / "main.db", "SELECT count(*) FROM request WHERE epoch IS NULL")
-    return mine + _count(
-        home / "scheduler.db", "SELECT count(*) FROM outbox WHERE published IS NULL"
-    )
+def unpublished(home: Path) -> int:
+    """Return how many rows of the two outboxes the broker does not have."""
+    own = _count(home / "scheduler.db", "SELECT count(*) FROM outbox WHERE published IS NULL")
+    return unsent_requests(home) + own
+
+
+def unsent_requests(home: Path) -> int:
+    """Return how many acknowledged requests the broker does not have."""
+    return _count(home / "api" / "main.db", "SELECT count(*) FROM request WHERE epoch IS NULL")
 
 
 def _job(sight: Sight, uuid: str) -> JobSeen:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from services.gpu_agent import checkpoint_store
 from tests.e2e.stack import Stack, until
-from tests.faults.killer import Killer
+from tests.faults.killer import SERVICES, Killer, service
+from tests.faults.observing import unsent_requests
 from tests.faults.scene import NO_ENV, Env, Report, Scene
 from tests.faults.workload import Workload, insist
 
@@ -57,16 +58,39 @@ def _work_while(killing: threading.Thread, workload: Workload, jobs: int, keep: 
 def wiped_broker(
     home: Path, model: Path, seed: int, *, jobs: int = 5, settle: float = 240.0, env: Env = NO_ENV
 ) -> Report:
-    """Stop the stack, delete the broker's store, start again: every unfinished job goes on and none is doubled."""
+    """Kill the stack, delete the broker's store, start again: every unfinished job goes on and none is doubled.
+
+    Two of the jobs were acknowledged and published, and the scheduler had not read of them.
+    """
     with Scene(home, model, seed, env=env) as scene:
         stack, workload = scene.stack, scene.workload
         uuids = [workload.submit(max_steps=24, save_steps=6, num_epochs=9) for _ in range(jobs)]
         until(lambda: _step(stack, uuids[0]) >= 7, 90, "the first job has a checkpoint", stack)
         workload.act(uuids[-1], "pause")
-        stack.stop()
+        _kill_all_while_requests_wait(scene)
         shutil.rmtree(home / "nats" / "store")
         stack.start()
         return scene.finish("wiped broker", seed, Counter({"wipe store": 1}), settle)
+
+
+def _kill_all_while_requests_wait(scene: Scene) -> None:
+    """Submit while the scheduler is frozen, then `kill -9` it and all that is above the trainers."""
+    stack = scene.stack
+    assert stack.process is not None
+    scheduler = service(stack, "scheduler")
+    assert scheduler is not None
+    scheduler.send(signal.SIGSTOP)
+    for _ in range(2):
+        scene.workload.submit()
+    until(lambda: unsent_requests(stack.home) == 0, 30, "the requests are in the broker", stack)
+    services = [p for n in SERVICES if (p := service(stack, n)) is not None]
+    stack.process.kill()
+    stack.process.wait(10)
+    for one in services:
+        one.send(signal.SIGKILL)
+        until(lambda one=one: not one.is_alive(), 10, "a service is dead")  # type: ignore[misc]
+    stack.client.close()
+    (stack.home / "run" / "stack.json").unlink()
 
 
 def _step(stack: Stack, job: str) -> int:

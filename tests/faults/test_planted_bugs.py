@@ -19,7 +19,9 @@ SHORT = 20.0
 
 
 def killing(home: Path, model: Path, seed: int, env: Mapping[str, str]) -> Report:
-    return kills(home, model, seed, count=15, seconds=40, jobs=6, pause=0.3, settle=SHORT, env=env)
+    return kills(
+        home, model, seed, count=15, seconds=40, jobs=6, keep=6, pause=0.3, settle=SHORT, env=env
+    )
 
 
 def freezing(home: Path, model: Path, seed: int, env: Mapping[str, str]) -> Report:
@@ -43,7 +45,13 @@ BUGS: dict[str, tuple[Plant, Proof, set[str]]] = {
             "                break",
         ),
         killing,
-        {"two attempts alive at once", "process alive after the job's end", "orphan process"},
+        # the agent takes every run for ended and ends it
+        {
+            "two attempts alive at once",
+            "process alive after the job's end",
+            "wrong ending",
+            "not ended",
+        },
     ),
     "attempt number used again": (
         Plant(
@@ -110,14 +118,14 @@ BUGS: dict[str, tuple[Plant, Proof, set[str]]] = {
         cutting,
         {"checkpoint listed too early"},
     ),
-    "agent forgets what is not confirmed": (
+    "requests are not published again": (
         Plant(
-            "services/gpu_agent/relay.py",
-            '                stream.rewind(whole=kind == "run")\n',
-            "",
+            "services/api/outbox.py",
+            "            col(RequestRow.epoch) != epoch,\n",
+            '            col(RequestRow.epoch) == "",\n',
         ),
         wiping,
-        {"step missing or doubled", "not ended", "spool not confirmed"},
+        {"not ended"},
     ),
 }
 
