@@ -26,7 +26,7 @@ from tests.faults.pauses import frozen_hosts  # noqa: E402
 from tests.faults.proof import cut_saves, kills, wiped_broker  # noqa: E402
 from tests.faults.scene import Report  # noqa: E402
 
-ROUND_KILLS, ROUND_SECONDS = 100, 400.0
+ROUND_KILLS, ROUND_SECONDS = 200, 400.0
 ROUND_CUTS = 50
 ROUND_FREEZES = 4
 ROUNDS_AT_MOST = 40
