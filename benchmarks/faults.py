@@ -26,7 +26,7 @@ from tests.faults.pauses import frozen_hosts  # noqa: E402
 from tests.faults.proof import cut_saves, kills, wiped_broker  # noqa: E402
 from tests.faults.scene import Report  # noqa: E402
 
-ROUND_KILLS, ROUND_SECONDS = 200, 400.0
+ROUND_KILLS, ROUND_SECONDS = 100, 300.0
 ROUND_CUTS = 50
 ROUND_FREEZES = 4
 ROUNDS_AT_MOST = 40
@@ -49,8 +49,8 @@ def main() -> int:
 
         def killing(home: Path, seed: int) -> Report:
             return kills(
-                home, model, seed, count=ROUND_KILLS, seconds=ROUND_SECONDS, jobs=20, keep=8,
-                pause=0.5, settle=600,
+                home, model, seed, count=ROUND_KILLS, seconds=ROUND_SECONDS, jobs=20, keep=6,
+                pause=0.3, settle=600,
             )  # fmt: skip
 
         def cutting(home: Path, seed: int) -> Report:

@@ -34,6 +34,9 @@ WEIGHTS: Mapping[str, float] = {
     "broker": 2,
 }
 """Shims and trainers are often not there; then nothing is dealt."""
+CALM_SHARE = 0.8
+"""Before so many of the faults the stack gets the time to be at work again; the others hit what is just starting."""
+CALM_SECONDS = 3.0
 
 
 @dataclass
@@ -67,12 +70,22 @@ class Killer:
             while self.kills < self.count and time.monotonic() < deadline:
                 if self.enough.wait(rng.uniform(0, 2 * self.pause)):
                     return
+                if rng.random() < CALM_SHARE:
+                    self._until_at_work(rng.uniform(1, 2) * CALM_SECONDS)
                 self._continue(time.monotonic())
                 self._deal(rng)
         except BaseException as error:  # noqa: BLE001 - told to the test that waits for it
             self.failure = error
         finally:
             self._continue(float("inf"))
+
+    def _until_at_work(self, seconds: float) -> None:
+        """Wait until every service answers and something trains, but not longer than `seconds`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.enough.wait(0.1):
+            self._continue(time.monotonic())
+            if self.watcher.live and _agent_is_ready(self.stack) and self.stack.client.is_ready():
+                return
 
     def _deal(self, rng: random.Random) -> None:
         name = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
@@ -104,6 +117,12 @@ class Killer:
         self._stopped = [(at, ref) for at, ref in self._stopped if at > now]
         for ref in due:
             ref.send(signal.SIGCONT)
+
+
+def _agent_is_ready(stack: Stack) -> bool:
+    found = service(stack, "agent")
+    said = shim.read_json(str(stack.home / "agents" / "local" / "agent.json"))
+    return found is not None and said is not None and said.get("pid") == found.pid
 
 
 def kills_in(done: Counter[str]) -> int:
