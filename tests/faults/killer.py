@@ -34,9 +34,9 @@ WEIGHTS: Mapping[str, float] = {
     "broker": 2,
 }
 """Shims and trainers are often not there; then nothing is dealt."""
-CALM_SHARE = 0.8
+CALM_SHARE = 0.7
 """Before so many of the faults the stack gets the time to be at work again; the others hit what is just starting."""
-CALM_SECONDS = 3.0
+CALM_SECONDS = 2.0
 
 
 @dataclass
