@@ -41,6 +41,7 @@ def make_model(folder: Path) -> Path:
         check=True,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
+        timeout=120,
     )
     return folder
 
@@ -67,6 +68,7 @@ def script(name: str, *arguments: str) -> str:
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=False,
+        timeout=900,
     )
     if done.returncode != 0:
         raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")

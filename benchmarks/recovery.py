@@ -156,7 +156,7 @@ def _bare_broker() -> float:
 def _bare_agent() -> float:
     began = time.time()
     argv = [sys.executable, "-c", "import services.gpu_agent.daemon"]
-    subprocess.run(argv, check=True, cwd=ROOT)
+    subprocess.run(argv, check=True, cwd=ROOT, timeout=60)
     return time.time() - began
 
 

@@ -84,7 +84,7 @@ def _job(client: Client, model: Path, steps: int) -> float:
 def _model(folder: Path) -> Path:
     module = "services.gpu_agent.trainers.model_zoo"
     argv = [sys.executable, "-m", module, "arithmetic", "--out", str(folder)]
-    subprocess.run(argv, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run(argv, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=120)
     return folder
 
 
