@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,20 +58,23 @@ def paced(slots: int = 4) -> Iterator[Paced]:
     """Start it with `slots` places for runs, and stop it."""
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as name:
         stack = Stack(
-            Path(name), "--no-agent", TRAINYARD_AGENT_SLOTS=str(slots), TRAINYARD_AGENT_ZYGOTE="0"
+            Path(name),
+            "--no-agent",
+            TRAINYARD_AGENT_SLOTS=str(slots),
+            TRAINYARD_AGENT_ZYGOTE="0",
+            TRAINYARD_AGENT_RULES="0",
         )
         settings = AgentSettings(home=stack.home)
         host = host_id(ensure_host(settings.files))
         create_service_keys(stack.home)
         add_host_key(stack.home, host, create_host_key(stack.home, host))
-        client = stack.start()
-        agent = _start_agent(stack)
-        try:
+        with ExitStack() as parts:
+            parts.callback(stack.stop)
+            client = stack.start()
+            agent = _start_agent(stack)
+            parts.callback(_end_runs, stack, agent)
             until(lambda: any(h.online for h in client.hosts.list()), 30, "the host", stack)
             yield Paced(stack, client, agent, make_model(stack.home / "tiny"))
-        finally:
-            _end_runs(stack, agent)
-            stack.stop()
 
 
 def _start_agent(stack: Stack) -> subprocess.Popen[bytes]:
@@ -90,7 +93,10 @@ def _start_agent(stack: Stack) -> subprocess.Popen[bytes]:
 def _end_runs(stack: Stack, agent: subprocess.Popen[bytes]) -> None:
     """End the agent with SIGTERM and every trainer that is left, and wait until they are gone."""
     agent.terminate()
-    agent.wait(timeout=30)
+    try:
+        agent.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        agent.kill()
     killed = []
     for path in stack.home.glob("agents/local/jobs/*/attempts/*/pid.json"):
         for role in ("shim", "trainer"):

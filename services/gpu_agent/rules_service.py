@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ LOG = logger("agent.rules")
 CHECK_SECONDS: Final = 10.0
 START_SECONDS: Final = 60.0
 ANSWER_SECONDS: Final = 3.0
+STOP_SECONDS: Final = 10.0
 IDLE_EXIT_SECONDS: Final = 900.0
 """Without an agent that looks after it and without a trainer that asks it, it ends by itself."""
 _PAUSES: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
@@ -31,13 +33,14 @@ class RulesService:
         self._home = home
         self._run_file = home / "run" / "reward.json"
         self._process: asyncio.subprocess.Process | None = None
+        self._ending = False
         self.url: str | None = None
         """Where it answers; None while it does not."""
 
     async def run(self) -> None:
-        """Keep it running."""
+        """Keep it running until `stop`."""
         failures = 0
-        while True:
+        while not self._ending:
             if await self._answers():
                 failures = 0
                 await asyncio.sleep(CHECK_SECONDS)
@@ -45,24 +48,20 @@ class RulesService:
             self.url = None
             if failures:
                 await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES)) - 1])
-            failures = 0 if await self._start() else failures + 1
+            if not self._ending:
+                failures = 0 if await self._start() else failures + 1
 
     async def stop(self) -> None:
         """End it: no trainer of this host needs it any more."""
+        self._ending = True  # first: `run` would take its end for a death and start another
         pid = self._pid()
         self.url = None
-        if pid is None:
-            return
-        try:
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            return
-        if self._process is not None and self._process.pid == pid:
-            try:
-                async with asyncio.timeout(10):
-                    await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
+        started = self._process
+        if pid is not None and (started is None or started.pid != pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        if started is not None and started.returncode is None:
+            await _end(started)  # also one that is still starting and has not written its file
 
     async def _start(self) -> bool:
         """Start one and wait until it answers; False where it does not."""
@@ -83,6 +82,9 @@ class RulesService:
                 sys.executable, "-P", "-m", "services.reward",
                 env=env, stdin=asyncio.subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True,
             )  # fmt: skip
+        if self._ending:
+            await _end(self._process)
+            return False
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.returncode is None:
             if await self._answers():
@@ -90,7 +92,7 @@ class RulesService:
                 return True
             await asyncio.sleep(0.2)
         LOG.warning("rules_service_did_not_start", log=str(log), status=self._process.returncode)
-        if self._process.returncode is None:
+        if self._process.returncode is None and not self._ending:
             self._process.kill()
         return False
 
@@ -126,3 +128,14 @@ class RulesService:
             return None
         ours = f"TRAINYARD_HOME={self._home}".encode() in environment.split(b"\0")
         return pid if b"services.reward" in command and ours else None
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Send SIGTERM, and SIGKILL after STOP_SECONDS."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
