@@ -42,7 +42,7 @@ def measure(quick: bool) -> list[Row]:
             p95 <= GOAL_SECONDS,
             "trainer, agent, broker, api and client are processes of one machine and share CLOCK_BOOTTIME, which each line "
             f"carries; baseline: another client of the same run polls REST every {POLL_SECONDS:g} s "
-            "(TensorBoard-like pages and LLaMA-Factory poll every 2-3 s, Transformer Lab every 15 s)",
+            "(LLaMA-Factory and Transformer Lab poll every 2-3 s, the latter a remote host every 15 s)",
         )
     ]
 

@@ -1,7 +1,7 @@
 """A trainer whose work is to report: metric lines at a given pace, each with the moment at which it was written.
 
 The job's `description` is its plan, in JSON: `lines`, `per_second` (0: as fast as it can), `values` a line, `burst` lines
-written at once, and `lead` seconds before the first. Writes what services/gpu_agent/trainers/context.py writes.
+written at once, and before the first `preface` log lines of 1 KB and `lead` seconds. Writes what services/gpu_agent/trainers/context.py writes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     events = os.open(attempt / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     lines, burst, pace = int(plan["lines"]), int(plan.get("burst", 1)), float(plan["per_second"])
+    for number in range(int(plan.get("preface", 0))):
+        _append(1, f"[INFO] {number} {'.' * 1000}\n".encode())
     time.sleep(float(plan.get("lead", 0.0)))
     began, step = time.monotonic(), 0
     while step < lines and not stopped:
