@@ -59,6 +59,17 @@ def running(**env: str) -> Iterator[tuple[Stack, Client]]:
             stack.stop()
 
 
+def wait_warm(stack: Stack) -> None:
+    """Wait until the zygote is ready: its start takes a core for seconds, and a stack is idle only then."""
+    log = stack.home / "logs" / "agent.log"
+
+    def ready() -> bool:
+        lines = log.read_text(errors="replace").splitlines()
+        return any("zygote" in line and "ready" in line for line in lines)
+
+    until(ready, 60, "the zygote has imported torch", stack)
+
+
 def script(name: str, *arguments: str) -> str:
     """Run one script of this folder in a process of its own and return what it printed."""
     done = subprocess.run(

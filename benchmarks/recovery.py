@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
-from benchmarks.embedded import ROOT, job, make_model, running
+from benchmarks.embedded import ROOT, job, make_model, running, wait_warm
 from benchmarks.row import Row, percentile, seconds
 from shared.bus.embedded import server_binary
 from tests.e2e.stack import Stack, until
@@ -69,8 +69,7 @@ def _row(what: str, took: list[float], bare: float, goal: float, note: str) -> R
 
 def _round(stack: Stack, client: Client, found: dict[str, list[float]]) -> None:
     """Kill the three of one stack, each while metrics flow, and look whether any step is missing at the end."""
-    log = stack.home / "logs" / "agent.log"
-    until(lambda: _is_warm(log), 60, "the zygote has imported torch", stack)
+    wait_warm(stack)
     run = client.jobs.submit(job(make_model(stack.home / "tiny"), STEPS) | {"num_epochs": 10_000})
     port = int(client.url.rsplit(":", 1)[1])
 
@@ -100,12 +99,6 @@ def _round(stack: Stack, client: Client, found: dict[str, list[float]]) -> None:
     steps = client.jobs.metrics(run.uuid, ["loss"], points=2)
     if steps.raw_count != steps.x[-1]:
         raise RuntimeError(f"{steps.raw_count} lines for {steps.x[-1]} steps")
-
-
-def _is_warm(log: Path) -> bool:
-    """Tell whether the zygote is ready: its start takes a core for seconds, and a stack is idle only then."""
-    lines = log.read_text(errors="replace").splitlines()
-    return any("zygote" in line and "ready" in line for line in lines)
 
 
 def _kill(stack: Stack, module: str) -> float:
