@@ -100,7 +100,7 @@ def test_a_thousand_items_with_a_hundred_distinct_cost_a_hundred_calls(
 
 
 FAULTS = {
-    "rate": 0.04, "burst": 0.01, "tokens": 0.01, "500": 0.05, "502": 0.02, "503": 0.03, "reset": 0.03, "garbage": 0.02,
+    "rate": 0.006, "burst": 0.002, "tokens": 0.002, "500": 0.05, "502": 0.02, "503": 0.03, "reset": 0.03, "garbage": 0.02,
     "html": 0.02, "no_choices": 0.01, "bad_json": 0.03, "out_of_range": 0.02, "nan": 0.02, "prose": 0.02, "filter": 0.02,
     "large": 0.001,
 }  # fmt: skip
@@ -112,13 +112,18 @@ FAULTS = {
 def test_a_bad_day_fabricates_nothing(
     service: Service, mock: MockProvider, provider: str, count: int
 ) -> None:
-    mock.behave(faults=FAULTS, seed=7)
+    mock.behave(faults=FAULTS, seed=7, rps=150)
     budget = count * 0.002
     texts = [f"answer {n} {provider}" for n in range(count)]
     found = []
     for start in range(0, count, 1000):
         part = texts[start : start + 1000]
-        asked = ask(service, provider, part, {"job_uuid": provider, "job_max_cost": budget})
+        asked = ask(
+            service,
+            provider,
+            part,
+            {"job_uuid": provider, "job_max_cost": budget, "timeout_s": 170.0},
+        )
         check_truth(asked, part)
         found += list(asked.results)
     stats = mock.stats()
