@@ -143,7 +143,7 @@ class Desk:
             for ref in references(job)
         }
         asked: set[str] = set()
-        while missing := sorted(wanted - state.jobs.keys() - asked):
+        while missing := sorted(j for j in wanted if j not in state.jobs and j not in asked):
             asked |= set(missing)
             found = await self._database.read(lambda s, ids=missing: store.load_jobs(s, ids))  # type: ignore[misc]
             state = adopt(state, found, self.now())

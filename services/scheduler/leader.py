@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import update
+from sqlalchemy import bindparam, update
 from sqlmodel import Session, col
 
 from services.scheduler.models import LeaderRow
@@ -16,6 +16,14 @@ from services.scheduler.models import LeaderRow
 TTL_SECONDS = 8.0
 RENEW_SECONDS = 2.0
 POLL_SECONDS = 0.5
+
+_LEADER = LeaderRow.__table__  # type: ignore[attr-defined]
+_FENCE = update(_LEADER).where(
+    _LEADER.c.id == 1,
+    _LEADER.c.epoch == bindparam("lead"),
+    _LEADER.c.holder == bindparam("leader"),
+)
+"""Made once, and without the session's help: it is part of every decision."""
 
 
 class LeadershipLost(RuntimeError):
@@ -59,16 +67,9 @@ def acquire(session: Session, holder: str, now: float, local: bool) -> Leadershi
 
 def fence(session: Session, lead: Leadership, now: float) -> None:
     """Renew the lead within this transaction. Raises LeadershipLost when another one took it."""
-    done = session.execute(
-        update(LeaderRow)
-        .where(
-            col(LeaderRow.id) == 1,
-            col(LeaderRow.epoch) == lead.epoch,
-            col(LeaderRow.holder) == lead.holder,
-        )
-        .values(expires=now + TTL_SECONDS)
-    )
-    if done.rowcount != 1:  # type: ignore[attr-defined]
+    values = {"lead": lead.epoch, "leader": lead.holder, "expires": now + TTL_SECONDS}
+    done = session.connection().execute(_FENCE, values)
+    if done.rowcount != 1:
         raise LeadershipLost(f"epoch {lead.epoch} has ended")
 
 

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from sqlalchemy import delete, func, insert, select
@@ -45,6 +46,7 @@ from shared.events.job import JOB_EVENTS
 from shared.events.requests import JobRequest
 from shared.ids import new_message_id
 
+_INSERT_OUTBOX = insert(OutboxRow.__table__)  # type: ignore[attr-defined]
 IN_AT_MOST = 500
 """Values in one IN list; SQLite takes 32,766 parameters, a planner likes fewer."""
 
@@ -131,7 +133,7 @@ def apply(
     _requests(session, kinds[RequestHeld], kinds[RequestReleased])
     outbox = [_outbox_row(d, traces or {}) for d in kinds[Published]]
     if outbox:
-        session.execute(insert(OutboxRow), outbox)
+        session.connection().execute(_INSERT_OUTBOX, outbox)
     wanted = [d for d in decisions if isinstance(d, DesiredSet | DesiredCleared)]
     if wanted:
         _desired(session, wanted)
@@ -249,10 +251,24 @@ def _upsert(
 ) -> None:
     if not rows:
         return
+    dialect = session.get_bind().dialect.name
+    if special is None:
+        statement = _upserting(model, dialect)
+    else:
+        statement = _upsert_statement(model, dialect, special)
+    # Past the session, which has nothing to follow here and takes as long as the database.
+    session.connection().execute(statement, rows)
+
+
+@cache
+def _upserting(model: type[Table], dialect: str) -> Any:
+    return _upsert_statement(model, dialect, {})
+
+
+def _upsert_statement(model: type[Table], dialect: str, special: Mapping[str, Any]) -> Any:
     table = model.__table__  # type: ignore[attr-defined]
     keys = [c.name for c in table.primary_key]
-    dialect = session.get_bind().dialect.name
     build = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement = build(table)
-    changes = {c: statement.excluded[c] for c in rows[0] if c not in keys} | dict(special or {})
-    session.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), rows)
+    changes = {c.name: statement.excluded[c.name] for c in table.c if c.name not in keys}
+    return statement.on_conflict_do_update(index_elements=keys, set_=changes | dict(special))

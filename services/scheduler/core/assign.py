@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from heapq import nsmallest
@@ -17,6 +18,8 @@ from services.scheduler.core.state import Assignment, ClusterState, Host, Job, P
 from services.scheduler.core.words import Why
 from shared.jobs.lifecycle import Change
 from shared.jobs.reasons import Reason
+
+FEW = 32
 
 
 def place(draft: Draft, one: Place) -> None:
@@ -103,12 +106,7 @@ def _tell(draft: Draft, plan: Plan, refresh: int) -> None:
     untold = draft.before.untold
     if not refresh and not untold:
         return
-    found: list[tuple[Rank, Why]] = []
-    if untold:
-        waiting = _waiting(draft.before.jobs, plan)
-        found += sorted(
-            ((r, why) for why, ranks in waiting for r in ranks if r[-1] in untold), key=_job
-        )
+    found = sorted(_new(draft.before, plan), key=_job)
     if refresh:
         found += nsmallest(refresh, _stale(draft.before, plan, refresh), key=lambda one: one[0])
     for rank, why in found:
@@ -116,6 +114,23 @@ def _tell(draft: Draft, plan: Plan, refresh: int) -> None:
         if job is not None and job.waits:
             told = _better(draft.before, job, why)
             draft.change(job, Change.UPDATED, reason=told.reason, waiting_for=told.text)
+
+
+def _new(state: ClusterState, plan: Plan) -> Iterator[tuple[Rank, Why]]:
+    """Yield jobs of which nothing was said; a few are looked for in each group, many by going through all."""
+    untold = state.untold
+    if len(untold) > FEW:
+        for why, ranks in _waiting(state.jobs, plan):
+            yield from ((rank, why) for rank in ranks if rank[-1] in untold)
+        return
+    for job_id in (job for job in untold if job in state.jobs):
+        rank = state.jobs[job_id].rank
+        if job_id in plan.unready:
+            yield rank, plan.unready[job_id]
+        for why, ranks in plan.blocked:
+            at = bisect_left(ranks, rank)
+            if at < len(ranks) and ranks[at] == rank:
+                yield rank, why
 
 
 def _job(found: tuple[Rank, Why]) -> str:
