@@ -48,6 +48,8 @@ class Broker:
     copies: float = 0.0
     delay: float = 0.0
     """Chance of a delay of seconds instead of milliseconds."""
+    slow: tuple[float, float] = (0.5, 6.0)
+    """Seconds of such a delay."""
     late: float = 0.0
     """Chance that a publication or a write times out and is carried out seconds later, behind what was sent after it."""
     up: bool = True
@@ -101,7 +103,7 @@ class Broker:
         rng = self.engine.rng
         if self.delay and rng.random() < self.delay:
             self.engine.saw("a message was slow")
-            return rng.uniform(0.5, 6.0)
+            return rng.uniform(*self.slow)
         return rng.uniform(0.002, 0.03)
 
     def sends(self, node: str) -> bool:

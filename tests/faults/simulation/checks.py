@@ -87,6 +87,7 @@ class Checks:
         newest = self.newest.get(one.job, 0)
         if one.status == "fenced":
             self.engine.saw("an attempt was fenced")
+            self._given_away(key)
         self.engine.note("books", one.status, one.job[-2:], one.attempt, one.host, one.reason)
         if one.status == "assigned":
             if one.attempt <= newest:
@@ -103,6 +104,15 @@ class Checks:
         if only_facts and one.status in ("ended", "refused"):
             self.folded.add(key)
         self.status[key] = one.status
+
+    def _given_away(self, key: Key) -> None:
+        """What is requeued on silence must be dead by now, unless its host is frozen or has just woken up."""
+        if key[0] not in self.stop_policy or key in self.excused:
+            return
+        for trainer, host in self.alive[key[0]]:
+            woken = self.engine.now - host.machine.thawed_at <= TICK
+            if trainer.files.attempt == key[1] and not (host.machine.frozen or woken):
+                self.fail("an attempt was given away while it ran", *key, host.id)
 
     def _published(self, one: Published) -> None:
         state = one.state

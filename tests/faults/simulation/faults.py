@@ -40,6 +40,18 @@ class Faults:
         """Hosts without power, or without an agent for now."""
         self.kinds = [work for _, work in kinds]
         self.weights = [weight * rng.choice((0.0, 1.0, 1.0, 3.0)) for weight, _ in kinds]
+        self.strikes = rng.choice((0.0, 0.1, 0.3))
+        if world.tight:
+            # long silence is what these are about: cut off, frozen, and little else
+            quiet_ones = (self.partition, self.pause)
+            self.weights = [
+                min(w, 1.0) if k in quiet_ones else w * 0.05
+                for w, (_, k) in zip(self.weights, kinds, strict=True)
+            ]
+            self.weights[0] += 8.0
+            self.every = 7.0
+            world.broker.slow = (0.1, 0.7)
+            world.broker.delay = rng.choice((0.0, 0.4))
 
     def note(self, what: str, *detail: object) -> None:
         """Add a line to the trace."""
@@ -52,8 +64,8 @@ class Faults:
     def length(self) -> float:
         """Return how long a cut or pause lasts: short, longer than the lease, longer than the requeue."""
         kind = self.rng.random()
-        if self.world.tight and kind > 0.4:
-            return self.rng.uniform(60.0, 90.0)
+        if self.world.tight and kind > 0.25:
+            return self.rng.uniform(67.0, 80.0)
         if kind < 0.4:
             return self.rng.uniform(0.5, 8.0)
         return self.rng.uniform(12.0, 30.0) if kind < 0.5 else self.rng.uniform(32.0, 70.0)
@@ -97,13 +109,23 @@ class Faults:
 
     # each fault
 
-    def partition(self) -> None:
+    def strike(self, host: SimHost) -> None:
+        """Perhaps hit a host just when it begins what it was given."""
+        if self.process.alive and self.rng.random() < self.strikes:
+            self.world.engine.saw("a host was struck at a start")
+            hit = self.rng.choice((self.partition, self.pause))
+            self.later(self.rng.uniform(0.02, 1.5), lambda: hit(host))
+
+    def partition(self, host: SimHost | None = None) -> None:
         """Cut a host off, in one direction or both."""
-        host = self.a_host()
-        link = self.world.broker.links[host.id]
+        host = host or self.a_host()
+        links = self.world.broker.links
+        link = links[host.id]
         if not (link.out and link.back):
             return
-        which = self.rng.choice(("both", "both", "out", "back"))
+        if self.world.tight and not all(links[h].out for h in self.world.hosts):
+            return  # what is lost here is to begin elsewhere at once
+        which = self.rng.choice(("both", "both", "out", "out" if self.world.tight else "back"))
         seconds = self.length()
         link.out, link.back = which not in ("both", "out"), which not in ("both", "back")
         self.note("cut", host.id, which, f"{seconds:.1f}")
@@ -131,9 +153,9 @@ class Faults:
 
         self.later(seconds, heal)
 
-    def pause(self) -> None:
+    def pause(self, host: SimHost | None = None) -> None:
         """Freeze a whole host."""
-        host = self.a_host()
+        host = host or self.a_host()
         if host.machine.frozen or host.id in self.off:
             return
         self.world.checks.account()

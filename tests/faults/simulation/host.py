@@ -102,6 +102,8 @@ class SimHost:
     plans: dict[str, Plan]
     on_trainers: Callable[[Trainer, bool], None]
     """Called when a trainer starts (True) and ends (False)."""
+    on_stop: Callable[[AttemptDir], None] = lambda _: None
+    """Called when the agent stops a run."""
     attempts: dict[tuple[str, int], AttemptDir] = field(default_factory=dict)
     lease: dict[str, Any] | None = None
     own: dict[str, set[int]] = field(default_factory=dict)

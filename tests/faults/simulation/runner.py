@@ -90,6 +90,7 @@ class SimRun:
         self.files.stop = {"mode": mode, "deadline": deadline}
         self.stop_by = deadline
         self.agent.note("stop", self.job[-2:], self.attempt, mode)
+        self.agent.host.on_stop(self.files)
         trainer = self.files.trainer
         if trainer is not None:
             self.agent.host.signal(trainer, signal.SIGTERM)
