@@ -43,7 +43,8 @@ test: $(STAMP)  ## check, then the whole suite
 bench: $(STAMP)  ## ratios against baselines measured in the same run
 	$(BIN)/python benchmarks/run.py
 
-bench-faults: $(STAMP)  ## 1,000 random kills, 200 kills during saves, wiped brokers, frozen hosts; fails on a broken promise
+bench-faults: $(STAMP)  ## 10,000 simulated seeds, 1,000 random kills, 200 kills during saves, wiped brokers, frozen hosts; fails on a broken promise
+	$(BIN)/python benchmarks/simulate.py --seeds 10000 --workers 2
 	$(BIN)/python benchmarks/faults.py
 
 bench-schema: $(STAMP)  ## 20,000 requests made from the OpenAPI document; fails on a 5xx or an answer that breaks it
