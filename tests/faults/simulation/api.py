@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Insert, Select
 from sqlalchemy.sql.dml import Delete
+from sqlalchemy.sql.elements import BooleanClauseList
 
 from services.api.db.positions import START, Position
 from services.api.db.tables import AttemptRow, JobRow
@@ -62,14 +64,44 @@ class MemorySession:
     def flush(self) -> None:
         """Everything is written at once."""
 
-    def execute(self, statement: Any) -> None:
-        """Carry out a deletion by job; the other statement clears `best`, which nothing here looks at."""
+    def execute(self, statement: Any, values: Sequence[dict[str, Any]] = ()) -> Any:
+        """Read rows by `IN`, keep history, remove a job's; the other update clears `best`, which nothing here looks at."""
+        if isinstance(statement, Select):
+            return self._select(statement)
+        if isinstance(statement, Insert):
+            history = self.rows["JobEventRow"]
+            for one in values:
+                history[one["job"], one["job_n"]] = one
         if isinstance(statement, Delete):
             job = next(iter(statement.compile().params.values()))
             for name in ("AttemptRow", "CheckpointRow", "JobEventRow"):
                 rows = self.rows[name]
                 for key in [k for k in rows if k[0] == job]:
                     del rows[key]
+        return None
+
+    def _select(self, statement: Any) -> Any:
+        name = statement.column_descriptions[0]["entity"].__name__
+        where = statement.whereclause
+        wanted = [
+            (_KEYS[name].index(c.left.key), c.right.value)
+            for c in (where.clauses if isinstance(where, BooleanClauseList) else (where,))
+        ]
+        if len(_KEYS[name]) == 1:
+            rows = [self.rows[name][key] for key in wanted[0][1] if key in self.rows[name]]
+            return ScalarRows(rows)
+        keys = [
+            key for key in self.rows[name] if all(key[place] in values for place, values in wanted)
+        ]
+        return ScalarRows(keys if name == "JobEventRow" else [self.rows[name][k] for k in keys])
+
+
+class ScalarRows(list[Any]):
+    """What a statement found; of the history its keys, which is all that is asked for."""
+
+    def scalars(self) -> Any:
+        """Return the rows."""
+        return self
 
 
 class MemoryLedger(Ledger):
@@ -315,9 +347,12 @@ class ApiNode:
 
     def apply(self, db: str, stream: str, fresh: Sequence[Item]) -> None:
         """Change the rows by the product's own code."""
+        if db == "main" and stream == "JOBS":
+            apply_main(self.main, stream, fresh)  # type: ignore[arg-type]
+            return
         if db == "main":
             for item in fresh:
-                before = self._main_seq(item) if stream == "RUNS" else None
+                before = self._main_seq(item)
                 apply_main(self.main, stream, [item])  # type: ignore[arg-type]
                 if before is not None and self._main_seq(item) != before:
                     where = RunSubject.parse(item[0].subject)
