@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from services.reward.admin_routes import router as admin_routes
 from services.reward.gate import Gate
+from services.reward.openapi import openapi_of
 from services.reward.problems import install_problems
 from services.reward.routes import RewardServices, router
 
@@ -29,5 +30,6 @@ def create_app(services: RewardServices, lifespan: Lifespan | None = None) -> Fa
     app.include_router(router)
     app.include_router(admin_routes)
     install_problems(app)
+    app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     app.add_middleware(Gate, settings=services.scoring.settings)
     return app

@@ -80,6 +80,11 @@ class Directory:
         found = self._known.get(name)
         return None if found is None else found.provider.api_base
 
+    def currency(self, name: str, context: Context) -> str | None:
+        """Return in what a provider's costs are counted."""
+        found = self._known.get(self._resolved(name, context))
+        return None if found is None else found.provider.currency
+
     def chain(self, name: str, model: str, context: Context) -> list[tuple[str, str]]:
         """Return (provider, model) in the order to be asked; a provider that is named twice is asked once."""
         first = self._resolved(name, context)

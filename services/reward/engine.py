@@ -16,7 +16,7 @@ from services.reward.ports import Context, Judges, RewardModels
 from services.reward.symbolic.pool import SymbolicPool, Unverified
 from shared.rewards.rule_specs import FormatCheck, MathVerify, RuleBased
 from shared.rewards.scores import ErrorCode
-from shared.rewards.specs import Child, Composite, Judge, Reward, RewardModel, SelfPlay
+from shared.rewards.specs import Child, Composite, Judge, Reward, RewardModel, SelfPlay, parts
 
 Rule = Callable[[Sample], Verdict]
 SLICE = 32
@@ -54,10 +54,15 @@ class Engine:
             return await self.judged(reward, samples, context)
         return await self.modelled(reward, samples, context)
 
-    def finished(self, context: Context) -> None:
-        """Forget what belonged to one request."""
-        if self._judges is not None:
-            self._judges.finished(context)
+    def finished(self, context: Context) -> float | None:
+        """Forget what belonged to one request; return what its budgets have left, None where there is none."""
+        return None if self._judges is None else self._judges.finished(context)
+
+    def currency(self, reward: Reward, context: Context) -> str | None:
+        """Return in what a reward's costs are counted: that of its first judge."""
+        judges = self._judges
+        named = [part.provider for part in parts(reward) if isinstance(part, Judge)]
+        return judges.currency(named[0], context) if judges is not None and named else None
 
     async def judged(
         self, spec: Judge, samples: Sequence[Sample], context: Context

@@ -89,9 +89,19 @@ class JudgeDesk:
         self._spared = spared
         self._flights: dict[str, _Flight] = {}
 
-    def finished(self, context: Context) -> None:
-        """Forget the purse of a request."""
+    def finished(self, context: Context) -> float | None:
+        """Forget the purse of a request; return the least that its and its job's budget have left."""
+        names = [
+            context.request_id,
+            *([] if context.job_uuid is None else [f"job:{context.job_uuid}"]),
+        ]
+        left = [r for r in map(self._purses.remaining, names) if r is not None]
         self._purses.close(context.request_id)
+        return min(left, default=None)
+
+    def currency(self, provider: str, context: Context) -> str | None:
+        """Return in what a provider's costs are counted."""
+        return self._directory.currency(provider, context)
 
     def peek(self, spec: Judge, sample: Sample, context: Context) -> Verdict | None:
         """Return a verdict that is in memory: no task, no wait; None where it has to be looked for or asked."""

@@ -45,8 +45,12 @@ class Judges(Protocol):
         """Return what the first completion gets against the second: 1, 0.5 or 0, judged in both orders."""
         ...
 
-    def finished(self, context: Context) -> None:
-        """Forget what belonged to one request."""
+    def finished(self, context: Context) -> float | None:
+        """Forget what belonged to one request; return what its budgets have left, None where there is none."""
+        ...
+
+    def currency(self, provider: str, context: Context) -> str | None:
+        """Return in what a provider's costs are counted."""
         ...
 
 

@@ -20,6 +20,7 @@ from shared.rewards.scores import MAX_COMPLETION_BYTES, ErrorCode, Options, Scor
 from shared.rewards.specs import Reward
 
 CURRENCY = "CNY"
+"""Where nothing was asked that costs anything."""
 
 
 class Scoring:
@@ -43,7 +44,7 @@ class Scoring:
         began = time.perf_counter()
         samples = [sample_of(item) for item in request.items]
         context = self.context(request.options)
-        verdicts = await self.verdicts(reward, samples, context)
+        verdicts, remaining = await self.scored(reward, samples, context)
         milliseconds = round((time.perf_counter() - began) * 1e3, 3)
         results = [
             result(item.id, verdict, milliseconds)
@@ -55,13 +56,21 @@ class Scoring:
             "request_id": context.request_id,
             "reward_version": version_of(reward),
             "results": results,
-            "summary": summary(verdicts, milliseconds, CURRENCY, None),
+            "summary": summary(
+                verdicts, milliseconds, self.engine.currency(reward, context) or CURRENCY, remaining
+            ),
         }
 
     async def verdicts(
         self, reward: Reward, samples: Sequence[Sample], context: Context
     ) -> list[Verdict]:
         """Score within the queue's bound and count what came of it. Raises TrainyardError 429 or 503."""
+        return (await self.scored(reward, samples, context))[0]
+
+    async def scored(
+        self, reward: Reward, samples: Sequence[Sample], context: Context
+    ) -> tuple[list[Verdict], float | None]:
+        """Likewise; return also what the budgets of the request and its job have left."""
         if self.draining:
             raise _busy(503, "draining", "The service is stopping; send it again in a moment.", "服务正在停止，请稍后重试。")  # fmt: skip
         if self.in_flight + len(samples) > self.settings.reward_queue and self.in_flight:
@@ -73,7 +82,7 @@ class Scoring:
             scored = iter(await self.engine.score(reward, fit, context))
         finally:
             self.in_flight -= len(samples)
-            self.engine.finished(context)
+            remaining = self.engine.finished(context)
         verdicts = [
             failed(ErrorCode.INVALID_ITEM, f"a completion has at most {MAX_COMPLETION_BYTES} characters")
             if is_long
@@ -81,7 +90,7 @@ class Scoring:
             for is_long in long
         ]  # fmt: skip
         self.metrics.count(reward.type, verdicts)
-        return verdicts
+        return verdicts, remaining
 
     def context(self, options: Options) -> Context:
         """Return what holds for a batch that is scored now."""

@@ -242,9 +242,12 @@ def test_budgets_are_hard(service: Service, mock: MockProvider, provider: str) -
     assert codes["ok"] >= 1
     assert codes["budget_exceeded"] >= 1
     assert mock.stats()["billed"] <= 0.005
+    assert found.summary.budget_remaining == pytest.approx(0.005 - found.summary.cost)
     more = ask(service, provider, [f"c{n}" for n in range(40)], options)
     assert mock.stats()["billed"] <= 0.005, "over all requests of the job"
     assert more.summary.ok < 40
+    dollars = configure(service, "dollars", mock.base, currency="USD")
+    assert dollars["currency"] == ask(service, "dollars", ["x"]).summary.currency == "USD"
     unpriced = configure(service, "unpriced", mock.base, prices={})
     assert unpriced["prices"] == {}
     refused = ask(service, "unpriced", ["x"], {"max_cost": 1.0})

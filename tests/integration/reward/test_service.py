@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -203,3 +204,15 @@ def test_a_stop_ends_all_of_it(tmp_path: Path) -> None:
         assert service.stop() == 0
         _, left = psutil.wait_procs(verifiers, timeout=10)
         assert left == []
+
+
+def test_the_openapi_document_says_what_each_route_takes(rules: Service) -> None:
+    document = rules.client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    for path, item in document["paths"].items():
+        for verb, operation in item.items():
+            if verb in ("post", "put"):
+                assert operation["requestBody"]["content"]["application/json"]["schema"], path
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert named <= set(schemas)
+    assert {"MathVerify", "Judge", "Composite", "ItemResult"} <= set(schemas)
