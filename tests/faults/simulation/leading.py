@@ -26,12 +26,18 @@ class LeaderSession:
     def flush(self) -> None:
         """Everything is written at once."""
 
-    def execute(self, statement: Any) -> Any:
-        """Carry out an update by equality; tell how many rows it met."""
-        row = self.row
-        wanted = {c.left.key: c.right.value for c in statement.whereclause.clauses}
+    def connection(self) -> LeaderSession:
+        """Return what carries out statements."""
+        return self
+
+    def execute(self, statement: Any, values: dict[str, Any]) -> Any:
+        """Carry out an update by equality; tell how many rows it met. `values` are its parameters, then what is set."""
+        row, left = self.row, dict(values)
+        wanted = {
+            c.left.key: left.pop(c.right.key, c.right.value) for c in statement.whereclause.clauses
+        }
         if row is None or any(getattr(row, key) != value for key, value in wanted.items()):
             return SimpleNamespace(rowcount=0)
-        for column, value in statement._values.items():
-            setattr(row, column.key, value.value)
+        for name, value in left.items():
+            setattr(row, name, value)
         return SimpleNamespace(rowcount=1)

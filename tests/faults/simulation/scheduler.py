@@ -71,7 +71,6 @@ class SchedulerNode:
         self.process = Process(machine, self.name, alive=False)
         self.crash_chance = 0.0
         self.starts = 0
-        self._passed: tuple[int, str, Leadership] | None = None
         self.lead: Leadership | None = None
         self.state = ClusterState(limits=limits)
         for stream in ("REQUESTS", "RUNS"):
@@ -109,20 +108,12 @@ class SchedulerNode:
 
     def _fence(self) -> None:
         """Renew the lead, as each transaction does; dies when another has it. Without a rival there is nothing to lose."""
-        row = self.db.leader.row
-        if not self.db.contested:
-            return
-        assert self.lead is not None
-        assert row is not None
-        if self._passed == (row.epoch, row.holder, self.lead):
-            # the statement has met this very row for this lead before; making it anew is a tenth of all time here
-            row.expires = self._unix() + leader.TTL_SECONDS
-            return
-        try:
-            leader.fence(self.db.leader, self.lead, self._unix())  # type: ignore[arg-type]
-        except LeadershipLost:
-            self._depose()
-        self._passed = row.epoch, row.holder, self.lead
+        if self.db.contested:
+            assert self.lead is not None
+            try:
+                leader.fence(self.db.leader, self.lead, self._unix())  # type: ignore[arg-type]
+            except LeadershipLost:
+                self._depose()
 
     def _depose(self) -> None:
         self.engine.note(self.name, "deposed")
