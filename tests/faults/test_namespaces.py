@@ -23,7 +23,7 @@ from tests.faults.partitions.namespaces import (
 from tests.faults.partitions.scene import SETTINGS, SHELTER, Case, Scene
 from tests.faults.partitions.second_host import TRAINYARD
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 KEEP, MOVE = "keep", "stop_and_requeue"
 LONG, BEYOND = 20.0, 22.0
 HEAL = 30.0

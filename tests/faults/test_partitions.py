@@ -24,6 +24,7 @@ def went_on(outcome: Outcome) -> bool:
     return bool(outcome.trained) and all(b > a for a, b in outcome.trained.values())
 
 
+@pytest.mark.nightly
 def test_cuts_of_every_direction_within_and_beyond_the_lease(
     tmp_path: Path, tiny_model: Path, seed: int
 ) -> None:
