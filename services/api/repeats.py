@@ -1,6 +1,6 @@
 """Requests that the scheduler has not answered for a while are published again, though the stream is the same.
 
-It may have put them aside (a full hold, a restored database), and what it has applied leaves the stream. Saying a
+It may have put them aside (a full hold), or its database was put back by hand. Saying a
 request twice is harmless: the scheduler applies each `req_n` once.
 """
 
@@ -29,8 +29,9 @@ LONGEST_SECONDS = 3600.0
 LOOK_SECONDS = 5.0
 AT_ONCE = 100
 LOOKED_AT = 2000
-STREAM_AT_MOST = 1000
-"""With more than these in the stream the scheduler is away or behind, and has what it needs."""
+STREAM_AT_MOST = 0.5
+"""Part of the stream's bound from which nothing is repeated: applied requests leave a stream that is fuller, so the
+scheduler is away or behind, and has what it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Repeats:
             self._said = {}
             return 0
         state = await services.link.bus.stream_state(STREAM)
-        if state.messages > STREAM_AT_MOST:
+        if state.max_bytes > 0 and state.bytes > state.max_bytes * STREAM_AT_MOST:
             return 0
         waiting = await services.main.read(lambda s: unanswered(s, state.epoch, before))
         chosen, said = choose(waiting, self._said, services.clock.boot(), self._first)

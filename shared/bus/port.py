@@ -122,6 +122,8 @@ class StreamState:
     last_seq: int
     messages: int
     bytes: int
+    max_bytes: int = -1
+    """What it holds at most; -1: no bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,7 @@ def state_of(connection: Connection, info: Mapping[str, Any]) -> StreamState:
         last_seq=int(state["last_seq"]),
         messages=int(state["messages"]),
         bytes=int(state["bytes"]),
+        max_bytes=int(info["config"].get("max_bytes", -1)),
     )
 
 
