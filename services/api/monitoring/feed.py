@@ -15,7 +15,7 @@ from sqlmodel import Session
 
 from services.api.monitoring.hub import Subscription, first_seq, slow_client_gap
 from services.api.telemetry import tables
-from services.api.telemetry.frames import Frame, read_frames
+from services.api.telemetry.frames import Frame, next_frame, read_frames
 from shared.db import Database
 from shared.jobs.lifecycle import JobState
 
@@ -116,3 +116,9 @@ class Feed:
                 self.last = frame.seq
                 yield frame
             self.last = stop
+            if not window and stop < upto:
+                # Numbers jump where a database was lost or restored: go on before the next frame there is.
+                following = await self._database.read(
+                    lambda s, a=stop: next_frame(s, job_id, a)  # type: ignore[misc]
+                )
+                self.last = upto if following is None else min(following - 1, upto)

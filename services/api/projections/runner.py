@@ -27,6 +27,7 @@ from shared.db import Database
 from shared.events.base import EventBase
 from shared.events.calls import AckQuery
 from shared.log import logger
+from shared.restored import frame_base
 
 STREAMS = ("JOBS", "RUNS", "METRICS", "LOGS", "SAMPLES", "REWARD")
 CATCH_UP_SECONDS = 10.0
@@ -79,8 +80,8 @@ class Projector:
         """Take the databases over and begin to read. Raises DatabaseBusy, BusUnavailable."""
         jobs_position = await self._main.read(lambda s: load_position(s, "JOBS"))
         # A telemetry database that is new beside a read model that is not: the old one was lost. Frame numbers
-        # handed out before must not come again; milliseconds are above any count of frames.
-        base = 0 if jobs_position == START else int(self._clock.now().timestamp() * 1000)
+        # handed out before must not come again.
+        base = 0 if jobs_position == START else frame_base(self._clock.now().timestamp())
         self._writer.token = await self._telemetry.write(lambda s: take_over(s, base))
         for name in STREAMS:
             self._positions[name] = await self._telemetry.read(

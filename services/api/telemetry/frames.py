@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from sqlalchemy import RowMapping, select
+from sqlalchemy import RowMapping, func, select
 from sqlmodel import Session
 
 from services.api.telemetry import tables
@@ -150,6 +150,29 @@ def read_frames(session: Session, job_id: int, after: int, upto: int) -> list[Fr
     frames |= {row["seq"]: frame_of_line(row) for row in lines}
     frames |= _sealed(session, job_id, after, upto)
     return [frames[seq] for seq in sorted(frames)]
+
+
+def next_frame(session: Session, job_id: int, after: int) -> int | None:
+    """Return the number of the next frame above `after`, or None where there is none."""
+    record, line, chunk = tables.record.c, tables.metric_line.c, tables.metric_chunk.c
+    found = [
+        session.execute(
+            select(func.min(c.seq)).where(c.job_id == job_id, c.seq > after)
+        ).scalar_one_or_none()
+        for c in (record, line)
+    ]
+    sealed = (
+        select(chunk.seq)
+        .where(chunk.job_id == job_id, chunk.last_seq > after)
+        .order_by(chunk.last_seq)
+        .limit(1)
+    )
+    first = select(func.min(chunk.first_seq)).where(chunk.job_id == job_id, chunk.first_seq > after)
+    found.append(session.execute(first).scalar_one_or_none())
+    for blob in session.execute(sealed).scalars():
+        numbers = integers(blob)
+        found.append(int(numbers[int(np.searchsorted(numbers, after, side="right"))]))
+    return min((seq for seq in found if seq is not None), default=None)
 
 
 def _sealed(session: Session, job_id: int, after: int, upto: int) -> dict[int, Frame]:
