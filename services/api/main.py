@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.api import restored
 from services.api.app import create_app
 from services.api.background import Background
 from services.api.db.databases import migrate_main, open_main, open_telemetry
@@ -64,7 +66,16 @@ def main() -> int:
         print(refused, file=sys.stderr)  # noqa: T201 - for the person who started it
         return refused.status
     try:
+        asyncio.run(restored.heal(services))
         serve(services, listener)
+    except restored.NotHealed as error:
+        logger.error("restore_not_healed", error=str(error))
+        print(  # noqa: T201 - for the person who started it
+            f"The databases were restored, and what was asked for since the backup could not be taken back: {error}. "
+            "It is tried again at the next start; the broker must be running.",
+            file=sys.stderr,
+        )
+        return EX_UNAVAILABLE
     finally:
         (settings.home / "run" / "api.json").unlink(missing_ok=True)
         services.main.close()

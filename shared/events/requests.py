@@ -25,6 +25,9 @@ class JobSubmitRequested(RequestBase):
     secret_names: tuple[str, ...] = ()
     gpu_memory_mib: int | None = None
     """Preflight's estimate for each GPU; None where it made none."""
+    idempotency_key: str | None = None
+    """With `body_hash`: lets an api whose database was restored know a repeated submit again."""
+    body_hash: str = ""
 
 
 class JobCancelRequested(RequestBase):

@@ -167,6 +167,8 @@ def store(session: Session, prepared: Prepared) -> tuple[JobRow, bool]:
             name=row.name,
             config=found.config,
             secret_names=tuple(sorted(found.secrets)),
+            idempotency_key=row.idempotency_key,
+            body_hash=row.body_hash,
         ),
     )
     session.flush()
