@@ -33,6 +33,8 @@ class Heartbeat(EventBase):
 
     A link that carries one direction only still brings heartbeats; this tells that the answers do not arrive.
     """
+    restored: str = ""
+    """The restore for which `runs` names every attempt on the disk of the host, ended ones too."""
 
 
 class HeldRun(EventBase):
@@ -54,6 +56,8 @@ class HeartbeatReply(EventBase):
     scheduler_epoch: int = 0
     held: tuple[HeldRun, ...] | None = None
     """Attempts that stay this host's as long as this lease runs; None from a scheduler that does not say so."""
+    restored: str = ""
+    """Id of the last restore from a backup; another one than before: what was confirmed may be gone, so it is asked again."""
 
 
 class AttemptCursor(EventBase):

@@ -70,6 +70,10 @@ class Draft:
         found: Job | None = self._jobs.get(job_id)
         return found
 
+    def jobs(self) -> tuple[Job, ...]:
+        """Return all jobs as this step has left them."""
+        return tuple(self._jobs.merged().values())
+
     def host(self, host_id: str) -> Host | None:
         """Return a host as this step has left it."""
         found: Host | None = self._hosts.get(host_id)

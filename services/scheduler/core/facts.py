@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import assert_never
 
 from services.scheduler.core.decisions import CheckpointSaved, DesiredCleared
@@ -135,11 +136,27 @@ def _started(draft: Draft, job: Job, fact: RunStarted) -> None:
 def _keep_checkpoint(
     draft: Draft, job: Job, host_id: str, attempt: int, fact: RunCheckpoint
 ) -> None:
-    """Keep what the fact says about one step, unless a newer fact about that step came before."""
-    same = [c for c in job.checkpoints if c.step == fact.step and _is_same(c, host_id, fact)]
-    if any((c.attempt, c.seq) >= (attempt, fact.seq) for c in same):
+    """Keep what the fact says about one step, and tell of it."""
+    merged = merge_checkpoint(draft, job, host_id, attempt, fact)
+    if merged is None:
         draft.count("fact_repeated", job=job.id, attempt=attempt, kind=fact.type)
         return
+    newest = resumable(merged)
+    last_step = newest[0].step if newest else (0 if _has_step_zero(merged) else None)
+    if fact.deleted and last_step == merged.state.last_step:
+        return
+    change = Change.UPDATED if merged.is_ended else Change.CHECKPOINTED
+    folder = str(PurePosixPath(fact.path).parent)
+    draft.change(merged, change, last_step=last_step, checkpoint_dir=folder)
+
+
+def merge_checkpoint(
+    draft: Draft, job: Job, host_id: str, attempt: int, fact: RunCheckpoint
+) -> Job | None:
+    """Store what the fact says about one step; None where a newer fact about that step came before."""
+    same = [c for c in job.checkpoints if c.step == fact.step and _is_same(c, host_id, fact)]
+    if any((c.attempt, c.seq) >= (attempt, fact.seq) for c in same):
+        return None
     checkpoint = _checkpoint(draft, host_id, attempt, fact)
     others = [c for c in job.checkpoints if c not in same]
     draft.decide(CheckpointSaved(job.id, checkpoint))
@@ -154,13 +171,7 @@ def _keep_checkpoint(
     job = replace(job, checkpoints=(*(c for c in kept if c not in gone), checkpoint))
     if not fact.deleted and fact.step > (job.state.last_step or 0):
         job = replace(job, setbacks=0)
-    newest = resumable(job)
-    last_step = newest[0].step if newest else (0 if _has_step_zero(job) else None)
-    if fact.deleted and last_step == job.state.last_step:
-        draft.put(job)
-        return
-    change = Change.UPDATED if job.is_ended else Change.CHECKPOINTED
-    draft.change(job, change, last_step=last_step, checkpoint_dir=checkpoint.folder)
+    return draft.put(job)
 
 
 def _is_same(known: Checkpoint, host_id: str, fact: RunCheckpoint) -> bool:

@@ -73,6 +73,17 @@ def note(draft: Draft, job: Job, en: str, zh: str, **fields: Any) -> None:
 
 def ask_to_stop(draft: Draft, job: Job, wanted: str) -> Job:
     """Tell the host to stop the open attempt; `wanted` is `cancel`, `pause` or `drain`."""
+    _tell_to_stop(draft, job, wanted)
+    return draft.change(job, Change.STOPPING, stop_requested=wanted, reason=Reason.STOPPING)
+
+
+def ask_to_stop_again(draft: Draft, job: Job) -> None:
+    """Tell the host once more what was decided before: it may not have heard of it."""
+    if job.state.stop_requested is not None:
+        _tell_to_stop(draft, job, job.state.stop_requested)
+
+
+def _tell_to_stop(draft: Draft, job: Job, wanted: str) -> None:
     run = job.run
     if run is None:
         raise ValueError(f"{job.id}: no attempt is open")
@@ -84,7 +95,6 @@ def ask_to_stop(draft: Draft, job: Job, wanted: str) -> Job:
             stop_after_seconds=draft.limits.stop_after,
         )
     )  # fmt: skip
-    return draft.change(job, Change.STOPPING, stop_requested=wanted, reason=Reason.STOPPING)
 
 
 def _cancel(draft: Draft, job: Job, _: JobRequest) -> None:

@@ -47,6 +47,18 @@ def submit(draft: Draft, request: JobSubmitRequested) -> None:
     draft.change(opened(draft, job), Change.QUEUED)
 
 
+def recall(draft: Draft, request: JobSubmitRequested, order: int) -> Job:
+    """Return the job of a submit that was answered before; whatever was decided about it comes from elsewhere."""
+    bare = Job(
+        JobState(job=request.job, submitted_at=request.at), request.name, order,
+        secret_names=request.secret_names,
+    )  # fmt: skip
+    try:
+        return opened(draft, _read(bare, spec_from_config(request.config), request.gpu_memory_mib))
+    except SpecInvalid:
+        return bare
+
+
 def opened(draft: Draft, job: Job) -> Job:
     """Return the job with what it must wait for in this opening of it, at submission and at each retry.
 
