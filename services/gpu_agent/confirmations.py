@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 
 from services.gpu_agent.relay import Relay
 from services.gpu_agent.spool import AttemptSpool
@@ -25,17 +26,38 @@ class Confirmations:
         self._relay = relay
         self._clock = clock
         self._every = every
+        self._doubted: dict[tuple[str, int], AttemptSpool] = {}
+        self._settled: Callable[[], None] | None = None
+
+    def doubt(self, spools: Iterable[AttemptSpool], settled: Callable[[], None]) -> None:
+        """The api was restored from a backup: ask about all of `spools` again, whatever was confirmed.
+
+        `settled` is called once each of them has an answer.
+        """
+        self._doubted = {(s.job, s.attempt): s for s in spools}
+        self._settled = settled
 
     async def run(self, bus: Bus) -> None:
         """Ask every two seconds while something is not confirmed, for ever."""
         while True:
             await asyncio.sleep(self._every)
+            if self._settled is not None:
+                await self._ask_again(bus)
             open_ = [s for s in self._relay.spools if _asks(s)]
             for start in range(0, len(open_), _MOST_CURSORS):
                 await self._ask(bus, open_[start : start + _MOST_CURSORS])
             for spool in self._relay.spools:
                 if spool.is_confirmed():
                     self._relay.retire(spool)
+
+    async def _ask_again(self, bus: Bus) -> None:
+        """Go through what is doubted; what the api cannot tell yet (an assignment is on its way) comes up again."""
+        for key in list(self._doubted)[:_MOST_CURSORS]:
+            self._doubted[key] = self._doubted.pop(key)  # to the end of the line
+        await self._ask(bus, list(self._doubted.values())[-_MOST_CURSORS:])
+        if not self._doubted and self._settled is not None:
+            self._settled()
+            self._settled = None
 
     async def _ask(self, bus: Bus, spools: list[AttemptSpool]) -> None:
         cursors = tuple(
@@ -54,11 +76,13 @@ class Confirmations:
         """Take what the api has stored, and which attempts it refuses to store."""
         now = self._clock.boot()
         for cursor in reply.attempts:
+            self._send_what_is_gone(cursor)
             spool = self._relay.get(cursor.job, cursor.attempt)
             for kind, seq in cursor.seq.items():
                 if spool is not None and kind in spool.streams:
                     spool.streams[kind].confirm(seq, now)
         for cursor in reply.refused:
+            self._doubted.pop((cursor.job, cursor.attempt), None)
             spool = self._relay.get(cursor.job, cursor.attempt)
             if spool is None:
                 continue
@@ -67,6 +91,18 @@ class Confirmations:
             spool.refused = True
             facts = spool.streams["run"]
             facts.confirm(facts.published.seq, now)
+
+    def _send_what_is_gone(self, cursor: AttemptCursor) -> None:
+        """Of a doubted attempt, publish again what lies behind the numbers that the api names."""
+        spool = self._doubted.pop((cursor.job, cursor.attempt), None)
+        if spool is None:
+            return
+        gone = [k for k, s in spool.streams.items() if k in cursor.seq and s.go_back(cursor.seq[k])]
+        if gone:
+            logger("relay").warning("sent_again", job=spool.job, attempt=spool.attempt, kinds=gone)
+            spool.done = False
+            self._relay.add(spool)
+            self._relay.wake()
 
     def _pardon(self, spools: list[AttemptSpool]) -> None:
         """The api is away: its silence is no sign of a loss."""

@@ -68,6 +68,8 @@ class Agent:
         self.host = host
         self.files: HostFiles = settings.files
         self.bus: Bus | None = None
+        self._restore: str | None = None
+        """The last restore that this host has answered to, or is answering to."""
         version, packages = versions()
         facts = HostFacts(settings.label, settings.slots, settings.shared_paths, version, packages)
         inventory = Inventory(self.files, facts)
@@ -97,6 +99,7 @@ class Agent:
             every=settings.agent_heartbeat_seconds,
             reports=self.runner.reports,
             changed=self._changed,
+            restored=self._restored,
         )
         self.runner.may_start = self.heartbeat.may_start
         self._commands = Commands(host, self.files, settings.roots, PROJECT_ROOT)
@@ -126,6 +129,21 @@ class Agent:
         )
         self.runner.drained = not self.heartbeat.accepts
         self.runner.wake()
+
+    def _restored(self, restore: str) -> None:
+        """Have everything on this disk confirmed again, once for each restore of the stack's databases."""
+        if self._restore is None:
+            with contextlib.suppress(OSError):
+                self._restore = self.files.restored.read_text().strip()
+        if self._restore == restore:
+            return
+        self._restore = restore
+
+        def settled() -> None:
+            with contextlib.suppress(OSError):  # asked again by the next agent then
+                self.files.restored.write_text(restore)
+
+        self.confirmations.doubt([run.spool for run in self.runner.runs.values()], settled)
 
     async def _fetch_secrets(self, job: str, attempt: int) -> dict[str, str]:
         return await secrets_client.fetch(lambda: self.bus, self.host, job, attempt)

@@ -31,6 +31,8 @@ class Standing:
     drained: bool = False
     forgotten: bool = False
     ctl_epoch: str = ""
+    restored: str = ""
+    """Id of the last restore of the scheduler's database."""
     answered: bool = False
     refused_since: float | None = None
     """Boot time since when the scheduler says that another agent has this id."""
@@ -50,10 +52,14 @@ class HeartbeatLoop:
     inventory: Inventory
     clock: Clock
     every: float
-    reports: Callable[[], tuple[RunReport, ...]]
+    reports: Callable[[bool], tuple[RunReport, ...]]
+    """Takes whether ended attempts are wanted too."""
     changed: Callable[[], None]
     """Called after each answer."""
+    restored: Callable[[str], None] = lambda _: None
+    """Called with the id of the last restore, with each answer that names one."""
     standing: Standing = field(default_factory=Standing)
+    _fully_reported: str = ""
     heard: float | None = None
     """Boot time at which the last answered heartbeat was sent, or the first one while none was answered."""
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
@@ -77,6 +83,8 @@ class HeartbeatLoop:
     async def beat(self, bus: Bus) -> bool:
         """Send one heartbeat; tell whether it was answered."""
         inventory = await asyncio.to_thread(self.inventory.read)
+        restored = self.standing.restored
+        everything = restored != self._fully_reported
         sent = self.clock.boot()
         if self.heard is None:
             self.heard = sent
@@ -84,7 +92,8 @@ class HeartbeatLoop:
             instance=self.instance,
             boot_id=shim.boot_id(),
             inventory=inventory,
-            runs=self.reports(),
+            runs=self.reports(everything),
+            restored=restored,
             unanswered_seconds=sent - self.heard,
         )
         try:
@@ -98,7 +107,11 @@ class HeartbeatLoop:
             return False
         if not self.standing.answered:
             logger("heartbeat").info("answered", host=self.host)
+        if reply.ok and everything:
+            self._fully_reported = restored
         self.take(reply, sent)
+        if self.standing.restored != self._fully_reported:
+            self.beat_soon()
         return True
 
     def take(self, reply: HeartbeatReply, sent: float) -> None:
@@ -120,6 +133,9 @@ class HeartbeatLoop:
             standing.leased_until = sent + reply.lease_seconds * DRIFT
             self._write_lease(sent, reply.lease_seconds)
         standing.drained = reply.drained
+        standing.restored = reply.restored
+        if reply.restored:
+            self.restored(reply.restored)
         standing.ctl_epoch = reply.ctl_epoch
         self.changed()
 

@@ -40,6 +40,7 @@ class KindStream:
         self.kind = kind
         self.path = path
         self.decoder = decoder
+        self._start = start
         self.read = self.published = self.confirmed = start
         self.confirmed_seq = start.seq
         self.end: Position | None = None
@@ -269,10 +270,18 @@ class KindStream:
         self.patience = min(MAX_PATIENCE_SECONDS, self.patience * 2)
         return True
 
+    def go_back(self, seq: int) -> bool:
+        """The api has only this much, less than it had confirmed; tell whether something must go out again."""
+        if seq >= self.confirmed_seq:
+            return False
+        self.rewind(whole=True)
+        self.confirmed_seq = seq
+        return True
+
     def rewind(self, *, whole: bool = False) -> None:
         """Publish again what is not confirmed, or (`whole`) everything."""
         if whole:
-            self.confirmed = Position()
+            self.confirmed = self._start
             self.confirmed_seq = 0
         self.read = self.published = self.confirmed
         self._queue.clear()

@@ -141,6 +141,11 @@ class HostFiles:
         return self.home / "host.json"
 
     @property
+    def restored(self) -> Path:
+        """Id of the last restore of the stack's databases after which everything here was confirmed again."""
+        return self.home / "restored"
+
+    @property
     def instance_lock(self) -> Path:
         """Held by the one agent of this home."""
         return self.home / "agent.lock"

@@ -277,8 +277,8 @@ class Runner:
                 del self.runs[job, number]
                 remove_job(self._host, job)
 
-    def reports(self) -> tuple[RunReport, ...]:
-        """Return the runs for a heartbeat: those that live, and those that the scheduler still asks for.
+    def reports(self, everything: bool = False) -> tuple[RunReport, ...]:
+        """Return the runs for a heartbeat: those that live, and those that the scheduler still asks for, or `everything`.
 
         One that is being started (its dataset is being read, perhaps) or whose end is being told counts as alive.
         """
@@ -291,7 +291,10 @@ class Runner:
                 exited=run.phase is Phase.ENDED,
             )
             for run in self.runs.values()
-            if run.phase is not Phase.ENDED or run.job in self.entries or not run.spool.done
+            if everything
+            or run.phase is not Phase.ENDED
+            or run.job in self.entries
+            or not run.spool.done
         )
 
     @property

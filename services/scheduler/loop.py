@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
-from services.scheduler import leader, relay_rows, store
+from services.scheduler import leader, relay_rows, restored, store
 from services.scheduler.core import leases
 from services.scheduler.core.inputs import Beat, Input, Place, RequestArrived, Tick
-from services.scheduler.core.state import Limits
+from services.scheduler.core.state import Limits, Moment
 from services.scheduler.desk import ASSIGN_AT_ONCE, Desk
 from services.scheduler.execute import Relay, repeat
 from services.scheduler.feed import HostFeed
+from services.scheduler.gate import Gate
 from services.scheduler.intake import fact_of, request_of
 from services.scheduler.leader import Leadership, LeadershipLost
 from services.scheduler.purging import purge_applied
@@ -68,6 +69,7 @@ class Loop:
         self._store_mib = store_mib
         self._stopping = asyncio.Event()
         self._epoch_due = 0.0
+        self._gate = Gate("", 0.0, clock)
 
     def stop(self) -> None:
         """End `run` after what is being done."""
@@ -113,7 +115,10 @@ class Loop:
             return None
 
     async def _lead(self, lead: Leadership) -> None:
+        if not await self._heal(lead):
+            return
         desk = await Desk.open(self.database, self.clock, lead, self.limits, self._crash)
+        self._gate = await Gate.open(self.database, self.clock)
         self.desk = desk
         relay = Relay(self.bus, self.database, lambda: _known_hosts(desk), self._crash)
         self._epoch_due = 0.0
@@ -130,6 +135,19 @@ class Loop:
                 group.create_task(self._purge(), name="purge"),
             ]
             group.create_task(self._end_on_stop(tasks), name="stop")
+
+    async def _heal(self, lead: Leadership) -> bool:
+        """Catch up after a restore; tell whether that is done (else it was asked to stop)."""
+        while not self._stopping.is_set():
+            now = Moment(self.clock.now(), self.clock.boot())
+            try:
+                await restored.heal(self.bus, self.database, lead, now, self.limits)
+            except (BusError, DatabaseBusy, DatabaseFull) as error:
+                log.warning("healing_paused", error=str(error)[:200])
+                await self._pause(0.5)
+            else:
+                return True
+        return False
 
     async def _end_on_stop(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         await self._stopping.wait()
@@ -182,7 +200,7 @@ class Loop:
                 async with asyncio.timeout(TICK_SECONDS):
                     await desk.stirred.wait()
             desk.stirred.clear()
-            if not desk.state.queue.standing:
+            if not desk.state.queue.standing or not self._gate.is_open(_known_hosts(desk)):
                 continue
             refresh = 64 if self.clock.boot() - told >= TICK_SECONDS else 0
             if refresh:
@@ -238,8 +256,13 @@ class Loop:
         async def answer(subject: str, data: bytes) -> EventBase:
             beat = Beat(subject.partition(".")[2], Heartbeat.model_validate_json(data))
             await self.database.read(lambda s: leader.check(s, lead))
-            reply = leases.reply(desk.state, beat, desk.now(), relay.ctl_epoch, lead.epoch)
+            gate = self._gate
+            reply = leases.reply(
+                desk.state, beat, desk.now(), relay.ctl_epoch, lead.epoch, gate.restored
+            )
             await desk.commit([beat])
+            if reply.ok and gate.note(beat.host, beat.heartbeat.restored):
+                desk.stirred.set()
             held = leases.held(desk.state, beat.host, desk.now()) if reply.ok else ()
             return reply.model_copy(update={"held": held})
 

@@ -12,12 +12,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sqlalchemy import select
+from sqlmodel import col
+
 from services.api.db.positions import START, Position, load_position
+from services.api.db.tables import JobRow
 from services.api.monitoring.hub import Hub
 from services.api.projections.stream import TRANSIENT, StreamProjection
 from services.api.projections.upkeep import Upkeep, forever
 from services.api.projections.writing import Commit, TelemetryWriter
-from services.api.telemetry.acks import DiskBarrier, answer
+from services.api.telemetry.acks import DiskBarrier, answer, without_answer
 from services.api.telemetry.database import Superseded, take_over
 from services.api.telemetry.dead_letters import Rejected
 from shared.bus import Bus
@@ -174,6 +178,18 @@ class Projector:
         else:
             log.error("upkeep_failed", exc_info=error)
 
+    async def _strange(self, jobs: set[str]) -> set[str]:
+        """Return the jobs that nobody ever submitted here, as far as this database goes: it may have been restored.
+
+        Empty where that cannot be told yet. Raises DatabaseBusy.
+        """
+        try:
+            await self.catch_up_jobs()
+        except (BusError, TimeoutError):
+            return set()
+        known = select(col(JobRow.uuid)).where(col(JobRow.uuid).in_(sorted(jobs)))
+        return jobs - set(await self._main.read(lambda s: list(s.execute(known).scalars())))
+
     async def _on_ack(self, subject: str, data: bytes) -> EventBase | None:
         """Answer `ack.<host>`: what is stored and on disk. Silent once superseded."""
         if self.superseded.is_set():
@@ -181,5 +197,10 @@ class Projector:
         query = AckQuery.model_validate_json(data)
         host = subject.split(".", 1)[1]
         reply = await self._telemetry.read(lambda s: answer(s, host, query))
+        unknown = without_answer(query, reply)
+        if unknown:
+            strange = await self._strange({c.job for c in unknown})
+            refused = [c for c in unknown if c.job in strange]
+            reply = reply.model_copy(update={"refused": (*reply.refused, *refused)})
         await self._barrier.passed()
         return reply

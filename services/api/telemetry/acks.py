@@ -20,7 +20,7 @@ QUERY_LIMIT = 2000
 def answer(session: Session, host: str, query: AckQuery) -> AckReply:
     """Return what is committed of each attempt, and which attempts are counted but not stored.
 
-    An attempt nobody knows is answered with nothing stored: its assignment may still be on its way.
+    Nothing is said of an attempt nobody knows: its assignment may still be on its way.
     """
     cursors = query.attempts[:QUERY_LIMIT]
     ledger = Ledger(session, {c.job for c in cursors})
@@ -34,8 +34,15 @@ def answer(session: Session, host: str, query: AckQuery) -> AckReply:
         deleted = live is not None and live.deleted > 0
         stale = row is None and live is not None and cursor.attempt < live.latest_attempt
         foreign = row is not None and (row.fenced or row.host != host)
-        (refused if deleted or stale or foreign else stored).append(told)
+        if row is not None or deleted or stale:
+            (refused if deleted or stale or foreign else stored).append(told)
     return AckReply(attempts=tuple(stored), refused=tuple(refused))
+
+
+def without_answer(query: AckQuery, reply: AckReply) -> list[AttemptCursor]:
+    """Return those asked about of which the reply says nothing."""
+    told = {(c.job, c.attempt) for c in (*reply.attempts, *reply.refused)}
+    return [c for c in query.attempts[:QUERY_LIMIT] if (c.job, c.attempt) not in told]
 
 
 class DiskBarrier:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from services.scheduler.core.decisions import ConfigSaved, Decision
+from services.scheduler.core.decisions import AttemptSaved, ConfigSaved, Decision
 from services.scheduler.core.draft import Draft
 from services.scheduler.core.endings import Ending, settle
 from services.scheduler.core.facts import merge_checkpoint
 from services.scheduler.core.requests import ask_to_stop_again
-from services.scheduler.core.state import ClusterState, Job, Moment, Phase, Run
+from services.scheduler.core.state import ClusterState, Host, Job, Moment, Phase, Run
 from services.scheduler.core.submit import recall
 from shared.events.calls import ControlEntry
+from shared.events.job import HostUpdated
 from shared.events.requests import (
     JobPauseRequested,
     JobRequest,
@@ -68,6 +69,8 @@ class Evidence:
     """In the order of REQUESTS."""
     checkpoints: tuple[Fact, ...] = ()
     """In the order of RUNS."""
+    hosts: tuple[HostUpdated, ...] = ()
+    """The last word about each host."""
     told: Mapping[Key, ControlEntry] | None = None
     """What `ctl` says; None where it is not to be trusted."""
 
@@ -99,6 +102,9 @@ def heal(
 ) -> Healed:
     """Catch up; `desired` is what the restored database wants of each host."""
     draft = Draft(state, now, passive=True)
+    for word in evidence.hosts:
+        if draft.host(word.host) is None and not word.forgotten:
+            draft.put_host(_joined(word))
     by_job: dict[str, list[JobRequest]] = {}
     for request in evidence.requests:
         by_job.setdefault(request.job, []).append(request)
@@ -123,6 +129,11 @@ def heal(
     kept = _agree(draft, evidence, desired) if evidence.told is not None else dict(desired)
     state, decisions = draft.finish()
     return Healed(state, decisions, kept, tuple(caught_up), tuple(new), tuple(unconfigured))
+
+
+def _joined(word: HostUpdated) -> Host:
+    """Return a host that joined after the backup; its next heartbeat brings the rest."""
+    return Host(word.host, word.label, word.inventory, drained=word.drained)
 
 
 def _learnt(
@@ -155,6 +166,10 @@ def _catch_up(
     turns = [r for r in answered if isinstance(r, JobPauseRequested | JobResumeRequested)]
     resumed = bool(turns) and isinstance(turns[-1], JobResumeRequested)
     hosts = [*job.hosts, *(host for _, host in placed), *([told.host] if told.host else [])]
+    for number, host in placed:
+        if number > job.state.attempt:
+            status = "started" if number == told.attempt and told.host == host else "ended"
+            draft.decide(AttemptSaved(job.id, number, host, (), status, draft.now.wall))
     return draft.put(
         replace(
             job,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from services.scheduler.core import words
 from services.scheduler.core.draft import Draft
 from services.scheduler.core.endings import Ending, settle, stale_stopped, stop_stale
+from services.scheduler.core.floors import learn
 from services.scheduler.core.inputs import Beat
 from services.scheduler.core.state import ClusterState, Host, Job, Moment, Phase
 from shared.disk.levels import Volume
@@ -66,9 +67,9 @@ def refusal(state: ClusterState, beat: Beat, now: Moment) -> Refusal | None:
 
 
 def reply(
-    state: ClusterState, beat: Beat, now: Moment, ctl_epoch: str, epoch: int
+    state: ClusterState, beat: Beat, now: Moment, ctl_epoch: str, epoch: int, restored: str = ""
 ) -> HeartbeatReply:
-    """Return the answer to a heartbeat, for the state before it is applied."""
+    """Return the answer to a heartbeat, for the state before it is applied; `restored` names the last restore."""
     refused = refusal(state, beat, now)
     host = state.hosts.get(beat.host)
     error = refused.error if refused else None
@@ -79,6 +80,7 @@ def reply(
         ctl_epoch=ctl_epoch,
         drained=host.drained if host else False,
         scheduler_epoch=epoch,
+        restored=restored,
     )
 
 
@@ -119,6 +121,7 @@ def beat(draft: Draft, one: Beat) -> None:
     if was_lost or _shared(old) != _shared(host):
         draft.stir_everyone()
     reports = {(r.job, r.attempt): r for r in heartbeat.runs}
+    learn(draft, one.host, heartbeat.runs)
     for job_id in sorted(host.runs):
         _vouch(draft, draft.job(job_id), reports)
     _stop_strays(draft, one.host, reports)
