@@ -51,7 +51,7 @@ class Keyring:
             if not file.exists():
                 _create(file)
             lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-            keys = {_key_id(line): Fernet(line.encode()) for line in lines}
+            keys = {key_id(line): Fernet(line.encode()) for line in lines}
         except (OSError, ValueError) as error:
             LOG.error("master_key_unusable", file=str(file), error=type(error).__name__)
             return Keyring(file, fault=type(error).__name__, _raw=os.urandom(32))
@@ -97,7 +97,8 @@ class Keyring:
         return hmac.digest(self._raw, purpose.encode(), hashlib.sha256)
 
 
-def _key_id(line: str) -> str:
+def key_id(line: str) -> str:
+    """Return the id of a key, which tells nothing of it."""
     return hashlib.sha256(b"trainyard key id\0" + line.encode()).hexdigest()[:12]
 
 

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 import typer
@@ -17,11 +19,13 @@ from shared.bus.embedded import BrokerMissing, health, server_binary
 from shared.disk.levels import Level, in_words
 from shared.disk.volumes import VolumeWatch, stack_folders
 from shared.settings import Settings
+from trainyard.backup.save import last
 from trainyard.cli.output import OutputOption, fail, out, print_json
 from trainyard.client import Client
 from trainyard.stack.ports import is_free
 
 MIN_DISK_GIB = 2.0
+OLD_BACKUP_DAYS = 7.0
 TRAINER_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -159,8 +163,20 @@ def _stack(_: Settings) -> Finding:
         )
 
 
+def _backup(settings: Settings) -> Finding:
+    if not (settings.home / "api" / "main.db").exists():
+        return Finding("backup", "ok", "nothing to save yet")
+    made = last(settings.home)
+    fix = "`trainyard backup` saves the databases, also while the stack runs."
+    if made is None:
+        return Finding("backup", "warning", "none was made of this home", fix)
+    days = (datetime.now(UTC) - made[0]).total_seconds() / 86_400
+    found = f"{days:.1f} days old: {made[1]}"
+    return Finding("backup", "warning" if days > OLD_BACKUP_DAYS else "ok", found, fix)
+
+
 CHECKS: tuple[Callable[[Settings], Finding], ...] = (
-    _python, _packages, _broker, _ports, _disk, _gpus, _stack,
+    _python, _packages, _broker, _ports, _disk, _gpus, _stack, _backup,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from trainyard.cli import agent, demo, doctor, hosts, jobs, reward, services
+from trainyard.cli import agent, backup, demo, doctor, hosts, jobs, reward, services
 from trainyard.cli.output import fail
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ models = typer.Typer(no_args_is_help=True, help="Make small models for trying th
 app.add_typer(models, name="models")
 app.command()(doctor.doctor)
 app.command()(demo.demo)
+app.command()(backup.backup)
+app.command()(backup.restore)
 for _command in (services.api, services.scheduler, services.broker, services.health):
     app.command()(_command)
 

@@ -25,6 +25,8 @@ from shared.disk.volumes import volume_of
 from shared.ids import HostId, new_host_id
 from shared.runs import write_atomic_json
 from shared.settings import Settings, without_secrets
+from trainyard.backup import swap
+from trainyard.backup.stack import ensure_stack_id
 from trainyard.stack.broker_care import watch_broker
 from trainyard.stack.ports import free_port, http_ok, is_free
 from trainyard.stack.process import Service, StartFailed, python
@@ -55,6 +57,9 @@ def run(*, agent: bool = True, reward: bool = True, stop_jobs: bool = False) -> 
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         with _only_one(settings.home):
+            if swap.finish(settings.home) is not None:
+                log.warning("interrupted_restore_finished")
+            ensure_stack_id(settings.home)
             return asyncio.run(_run(settings, Parts(agent, reward, stop_jobs)))
     except OSError as error:
         volume = volume_of(settings.home)
