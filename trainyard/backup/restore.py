@@ -60,6 +60,9 @@ def restore(settings: Settings, path: Path, *, force: bool, keys: Keys, now: dat
             "TRAINYARD_DATABASE_URL names PostgreSQL, and a backup file holds SQLite databases. Use pg_restore, then `trainyard restore --mark`."
         )
     manifest = archive.read_manifest(path)
+    missing = [m.name for m in DATABASES if m.name not in {e.name for e in manifest.members}]
+    if missing:
+        raise archive.ArchiveRefused(f"{missing[0]}: the backup does not hold it.")
     fresh = not home.exists()
     with stopped(home):
         swap.finish(home)
@@ -100,11 +103,6 @@ def mark(settings: Settings, now: datetime) -> None:
 
 
 def _check_home(home: Path, manifest: Manifest, force: bool) -> None:
-    missing = [m.name for m in DATABASES if m.name not in {e.name for e in manifest.members}]
-    if missing:
-        raise archive.ArchiveRefused(
-            f"{missing[0]}: the backup does not hold it, so nothing can be restored."
-        )
     there = sorted(p.name for p in home.iterdir() if p.name not in _DOES_NOT_COUNT)
     known = stack_id(home)
     foreign = known != manifest.stack and (known is not None or (home / "nats" / "store").exists())

@@ -1,10 +1,10 @@
-"""REQUESTS keeps what the scheduler has not committed, and nothing else for long."""
+"""REQUESTS keeps what the scheduler has not committed, and of the rest what there is room for."""
 
 from __future__ import annotations
 
 import pytest
 
-from services.scheduler import loop, store
+from services.scheduler import loop, purging, store
 from services.scheduler.main import open_database
 from services.scheduler.purging import purge_applied
 from services.scheduler.store import Position
@@ -19,6 +19,7 @@ async def test_what_is_applied_leaves_the_stream_and_the_rest_is_applied_after_a
     streams: None, broker: RunningBroker, bus_for: BusFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "PURGE_SECONDS", 0.1)
+    monkeypatch.setattr(purging, "removable", lambda applied, *_: applied)
     bus = await bus_for("scheduler")
     users, feed = Users(await bus_for("api")), Feed(await bus_for("api"))
     first = await Scheduler(bus, broker.settings).ready()
@@ -46,8 +47,9 @@ async def test_what_is_applied_leaves_the_stream_and_the_rest_is_applied_after_a
 
 
 async def test_nothing_beyond_the_committed_position_is_removed(
-    streams: None, broker: RunningBroker, bus_for: BusFor
+    streams: None, broker: RunningBroker, bus_for: BusFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(purging, "removable", lambda applied, *_: applied)
     bus = await bus_for("scheduler")
     users = Users(await bus_for("api"))
     for number in range(1, 5):
@@ -66,5 +68,22 @@ async def test_nothing_beyond_the_committed_position_is_removed(
             await purge_applied(bus, database)
             state = await bus.stream_state("REQUESTS")
             assert (state.messages, state.last_seq) == (left, 4), stored
+    finally:
+        database.close()
+
+
+async def test_what_is_applied_stays_while_there_is_room(
+    streams: None, broker: RunningBroker, bus_for: BusFor
+) -> None:
+    bus = await bus_for("scheduler")
+    users = Users(await bus_for("api"))
+    for number in range(1, 5):
+        await users.submit(number)
+    epoch = (await bus.stream_state("REQUESTS")).epoch
+    database = open_database(broker.settings)
+    try:
+        await database.write(lambda s: store.save_position(s, Position("REQUESTS", epoch, 4)))
+        assert await purge_applied(bus, database) == 0
+        assert (await bus.stream_state("REQUESTS")).messages == 4
     finally:
         database.close()
