@@ -255,3 +255,25 @@ def test_log_of_an_earlier_attempt_is_not_numbered(tmp_path: Path) -> None:
     spool.poll(0.0)
     (batch,) = spool.streams["log"].take(0.0, Limits())
     assert [i["message"] for i in batch.items] == ["newer"]
+
+
+def test_what_the_api_lost_goes_out_again_from_there_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"type": "metric", "step": 0}\n')
+    start = path.stat().st_size
+    write(path, 1, 7)
+    stream = KindStream("met", path, json_lines(of_types("metric")), Position(0, start))
+    assert publish(stream) == [1, 2, 3, 4, 5, 6, 7]
+    stream.confirm(7, 0.0)
+    round_ = stream.round
+    assert not stream.go_back(7)
+    assert publish(stream) == []
+    assert stream.go_back(3)
+    assert publish(stream) == [4, 5, 6, 7]
+    assert stream.round > round_, "the same message id would be dropped as a copy"
+    assert stream.confirmed_seq == 3
+    stream.confirm(7, 0.0)
+    again = KindStream("met", path, json_lines(of_types("metric")), Position(0, start))
+    again.restore(json.loads(json.dumps(stream.dump())))
+    assert again.go_back(0)
+    assert publish(again) == [1, 2, 3, 4, 5, 6, 7]

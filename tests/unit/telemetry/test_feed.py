@@ -208,3 +208,33 @@ def test_a_hub_forgets_who_left() -> None:
     hub.unsubscribe("j", two)
     assert not hub.wants("j")
     assert hub.watchers == 0
+
+
+async def test_a_jump_of_the_numbers_is_passed_at_once(tmp_path: Path) -> None:
+    """After a loss or a restore numbers go on from the clock: a client must not be walked through all of them."""
+    database = Database(f"sqlite:///{tmp_path / 'telemetry.db'}")
+    tables.METADATA.create_all(database.engine)
+    base = 1_800_000_000_000_000
+
+    def work(session: Any) -> None:
+        ledger = Ledger(session, ["j"])
+        live = ledger.job("j")
+        for _ in range(3):
+            ledger.add_record(live, 1, log_row({"message": "m"}, 0.0))
+        live.frame_seq = base
+        for step in range(700):
+            line = {"attempt": 1, "step": float(step), "epoch": None, "time": 0.0}
+            ledger.add_line(live, {**line, "body": '{"loss":1.0}'}, 1)
+        live.frame_seq += 1_000_000
+        ledger.end(live, ledger.add_record(live, 1, log_row({"message": "m"}, 0.0)))
+        ledger.flush()
+
+    await database.write(work)
+    for sealed in (False, True):
+        if sealed:
+            await database.write(lambda s: chunks.seal(s, 1))
+        feed = Feed(database, Hub().subscribe("j"), "j", 0)
+        async with asyncio.timeout(10):
+            seen = [f.seq async for f in feed.frames()]
+        assert seen == [1, 2, 3, *range(base + 1, base + 701), base + 1_000_701]
+    database.close()
