@@ -118,11 +118,16 @@ class HostActor:
         self.open: dict[str, int] = {}
         self.seq: dict[tuple[str, int], int] = defaultdict(int)
         self.finish = True
+        self.restored = ""
 
     async def beat(self) -> HeartbeatReply:
         runs = tuple(RunReport(job=j, attempt=a, alive=True) for j, a in self.open.items())
         heartbeat = Heartbeat(
-            instance=self.instance, boot_id=self.boot_id, inventory=self.inventory, runs=runs
+            instance=self.instance,
+            boot_id=self.boot_id,
+            inventory=self.inventory,
+            runs=runs,
+            restored=self.restored,
         )
         deadline = asyncio.get_running_loop().time() + 5
         while True:
