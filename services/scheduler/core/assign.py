@@ -73,10 +73,13 @@ def _assign(draft: Draft, assignment: Assignment) -> None:
         final_metrics=None,
     )
     draft.attempt(job, "assigned")
-    draft.decide(_desired(draft, job, host, run, paths))
+    draft.decide(desired_run(draft, job, host, run, paths))
 
 
-def _desired(draft: Draft, job: Job, host: Host, run: Run, paths: dict[str, str]) -> DesiredSet:
+def desired_run(
+    draft: Draft, job: Job, host: Host, run: Run, paths: dict[str, str]
+) -> DesiredSet:
+    """Return what the host of an open attempt is told; `paths`: folders of checkpoints that parameters name."""
     there = [c for c in job.checkpoints if not c.deleted]
     return DesiredSet(
         host=run.host,

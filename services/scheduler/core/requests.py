@@ -133,7 +133,15 @@ def _pause(draft: Draft, job: Job, _: JobRequest) -> None:
         ask_to_stop(draft, job, "pause")
 
 
-def _resume(draft: Draft, job: Job, _: JobRequest) -> None:
+def reopen(draft: Draft, job: Job) -> None:
+    """Let a paused, failed or cancelled job wait for a host again: someone asked for it, and the request is lost."""
+    if job.state.status is JobStatus.PAUSED:
+        _resume(draft, job, None)
+    elif job.state.status in (JobStatus.FAILED, JobStatus.CANCELLED):
+        _retry(draft, job, None)
+
+
+def _resume(draft: Draft, job: Job, _: JobRequest | None) -> None:
     if job.state.status is JobStatus.PAUSED:
         reopened = replace(job, setbacks=0, not_before=None)
         draft.change(
@@ -149,7 +157,7 @@ def _resume(draft: Draft, job: Job, _: JobRequest) -> None:
         note(draft, job, "it is not paused", "任务没有暂停")
 
 
-def _retry(draft: Draft, job: Job, _: JobRequest) -> None:
+def _retry(draft: Draft, job: Job, _: JobRequest | None) -> None:
     if job.state.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
         note(
             draft,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -283,17 +284,81 @@ def test_a_deleted_job_stays_deleted_and_its_files_are_still_to_be_collected() -
     assert healed.kept["h1", job_id(1)].desired == "collect"
 
 
-def test_a_host_that_knows_a_later_attempt_supersedes_the_books() -> None:
+def reports(attempt: int, *, alive: bool = True) -> tuple[RunReport, ...]:
+    return (RunReport(job=job_id(1), attempt=attempt, alive=alive, exited=not alive),)
+
+
+def assert_adopted(world: World, attempt: int) -> None:
+    """The books hold the host's attempt, it ends as any other, and the next one has a higher number."""
+    job = world.job(1)
+    assert job.run is not None
+    assert (job.run.attempt, job.run.host, job.state.attempt) == (attempt, "h1", attempt)
+    desired = [d for d in world.decisions if isinstance(d, DesiredSet)][-1]
+    assert (desired.attempt, desired.desired) == (attempt, "run")
+    world.started(1)
+    world.exited(1, outcome="failed", reason=Reason.HOST_REBOOTED)
+    world.pass_(600)
+    world.do(a_beat("h1", 1), Place())
+    run = world.job(1).run
+    assert run is not None
+    assert run.attempt == attempt + 1
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_attempt_that_only_its_host_knows_is_taken_into_the_books(alive: bool) -> None:
+    for prepare in (_waits, _runs, _paused, _failed):
+        world = World()
+        world.do(a_beat("h1", 1))
+        prepare(world)
+        before = world.job(1).state
+        made = world.do(a_beat("h1", 1, runs=reports(4, alive=alive)))
+        assert world.job(1).state.retries_spent <= before.retries_spent
+        closed = [d.state for d in made if isinstance(d, Published) and d.change is Change.REQUEUED]
+        assert all(state.final_seq == {} for state in closed), (
+            "else the api fences what is on the host"
+        )
+        assert world.do(a_beat("h1", 1, runs=reports(4, alive=alive))) == []
+        assert_adopted(world, 4)
+
+
+def _waits(world: World) -> None:
+    world.submit(1)
+
+
+def _runs(world: World) -> None:
+    world.running(1)
+
+
+def _paused(world: World) -> None:
+    world.running(1)
+    world.request(1, JobPauseRequested)
+    world.exited(1, outcome="stopped", stop_cause="pause")
+    assert world.job(1).state.status is JobStatus.PAUSED
+
+
+def _failed(world: World) -> None:
+    world.running(1, max_retries=0)
+    world.exited(1, outcome="failed", reason=Reason.CUDA_OOM)
+    assert world.job(1).state.status is JobStatus.FAILED
+
+
+def test_a_completed_or_deleted_job_is_not_reopened_by_what_a_host_says() -> None:
     world = World()
     world.do(a_beat("h1", 1))
     world.running(1)
-    reports = (RunReport(job=job_id(1), attempt=4, alive=True),)
-    world.do(a_beat("h1", 1, runs=reports))
+    world.exited(1)
+    world.do(a_beat("h1", 1, runs=reports(2)))
+    assert world.job(1).state.status is JobStatus.COMPLETED
+    world.request(1, JobDeleteRequested)
+    world.do(a_beat("h1", 1, runs=reports(3)))
+    assert world.job(1).run is None
+
+
+def test_several_attempts_are_taken_in_their_order() -> None:
+    world = World()
+    world.do(a_beat("h1", 1))
+    world.submit(1)
+    world.do(a_beat("h1", 1, runs=(*reports(1, alive=False), *reports(2))))
     job = world.job(1)
-    assert (job.run, job.state.status, job.attempt_floor) == (None, JobStatus.PENDING, 4)
-    assert job.state.retries_spent == 0
-    world.pass_(10)
-    world.do(a_beat("h1", 1, runs=reports), Place())
-    run = world.job(1).run
-    assert run is not None
-    assert run.attempt == 5
+    assert job.run is not None
+    assert job.run.attempt == 2
