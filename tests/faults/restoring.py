@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from tests.e2e.stack import ROOT, Stack, until
-from tests.faults.checker import Observation, Violation, check
-from tests.faults.observing import leftovers, observe
+from tests.faults.checker import Observation, check
+from tests.faults.observing import observe
 from tests.faults.proof import Report, Scene
 from tests.faults.workload import insist, tiny_job
 
@@ -168,18 +165,7 @@ def _finish(scene: Scene, name: str, seed: int, faults: Counter[str]) -> tuple[R
     began = time.monotonic()
     scene.workload.settle(150)
     seen = observe(scene.stack, scene.workload, scene.watcher)
-    seen = replace(seen, jobs=tuple(seen.jobs))
     return (
         Report(name, seed, check(seen), faults, len(seen.jobs), 0, time.monotonic() - began),
         seen,
     )
-
-
-def spools(home: Path, job: str) -> list[Path]:
-    return sorted((home / "agents" / "local" / "jobs" / job / "attempts").glob("*/relay.json"))
-
-
-__all__ = [
-    "Story", "Violation", "command", "json", "kill_everything", "leftovers", "lose_databases", "os",
-    "restored", "signal", "spools",
-]  # fmt: skip
