@@ -140,7 +140,12 @@ class Starter:
         if not entry.secret_names:
             return None
         try:
-            return await self._fetch_secrets(entry.job, entry.attempt)
+            values = await self._fetch_secrets(entry.job, entry.attempt)
+            missing = sorted(set(entry.secret_names) - values.keys())
+            if missing:
+                # The api's database was restored from a backup that is older than they are, perhaps.
+                raise SecretsUnavailable(f"the api does not hold {', '.join(missing)}")
+            return values
         except SecretsUnavailable as error:
             text = REASONS[Reason.SECRET_UNAVAILABLE]
             self._turn_down(

@@ -138,13 +138,13 @@ async def _messages(
             for message in page:
                 if message.seq <= last_seq:
                     yield message
-            if not page and reader.pending is None:
-                state = await bus.stream_state(stream)
-                if state.first_seq <= last_seq:
-                    raise BusError(f"{stream} gave nothing for {PAGE_SECONDS:g} s")
+            if page and page[-1].seq >= last_seq:
                 return
-            if not page or page[-1].seq >= last_seq or reader.pending == 0:
-                return
+            if page:
+                continue
+            if reader.pending == 0 or (await bus.stream_state(stream)).first_seq > last_seq:
+                return  # the last ones have left the stream meanwhile
+            raise BusError(f"{stream} gave nothing for {PAGE_SECONDS:g} s")
     finally:
         await reader.close()
 

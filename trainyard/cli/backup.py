@@ -79,6 +79,7 @@ def restore(
 ) -> None:
     """Put a backup into TRAINYARD_HOME; the stack must be stopped."""
     from trainyard.backup import restore as work  # noqa: PLC0415 - other commands start faster
+    from trainyard.backup import swap  # noqa: PLC0415
     from trainyard.backup.archive import ArchiveRefused  # noqa: PLC0415
     from trainyard.backup.marks import MarkRefused  # noqa: PLC0415
     from trainyard.backup.stack import StackRuns  # noqa: PLC0415
@@ -97,7 +98,13 @@ def restore(
     except (work.RestoreRefused, ArchiveRefused, MarkRefused, StackRuns) as error:
         raise fail(f"{error} Nothing was changed.") from None
     except OSError as error:
-        raise fail(f"{error}. Nothing was changed.") from None
+        begun = swap.pending(settings.home) is not None
+        after = (
+            "The restore has begun and is finished by the next `trainyard up`"
+            if begun
+            else "Nothing was changed"
+        )
+        raise fail(f"{error}. {after}.") from None
     _tell(settings, done)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.scheduler import gate
+from services.scheduler import gate, restored
+from services.scheduler.store import Position
 from shared.events.requests import JobCancelRequested, JobPriorityRequested
 from shared.jobs.lifecycle import JobState
 from shared.restored import PENDING
@@ -188,3 +189,15 @@ async def test_with_the_broker_lost_too_no_attempt_number_is_given_twice(
 
     await eventually(over, 20)
     await place.end()
+
+
+async def test_streams_are_read_whole_however_many_messages_they_hold(
+    streams: None, broker: RunningBroker, bus_for: BusFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = Users(await bus_for("api"))
+    for number in range(300):
+        await users.submit(number)
+    monkeypatch.setattr(restored, "PAGE", 64)  # fewer than the reader takes from the broker at once
+    evidence = await restored.gather(await bus_for("scheduler"), Position("RUNS", "", 0))
+    assert [request.job for request in evidence.requests] == [job_id(n) for n in range(300)]
+    assert evidence.told is None
