@@ -76,9 +76,7 @@ def _assign(draft: Draft, assignment: Assignment) -> None:
     draft.decide(desired_run(draft, job, host, run, paths))
 
 
-def desired_run(
-    draft: Draft, job: Job, host: Host, run: Run, paths: dict[str, str]
-) -> DesiredSet:
+def desired_run(draft: Draft, job: Job, host: Host, run: Run, paths: dict[str, str]) -> DesiredSet:
     """Return what the host of an open attempt is told; `paths`: folders of checkpoints that parameters name."""
     there = [c for c in job.checkpoints if not c.deleted]
     return DesiredSet(
