@@ -6,12 +6,17 @@ import json
 import uuid
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.restored import PENDING, RESTORED, frame_base
 
-SCHEMAS = {"scheduler.db": "scheduler", "api/main.db": "api", "api/telemetry.db": "telemetry"}
+SCHEMAS = {
+    "scheduler.db": "scheduler",
+    "api/main.db": "api",
+    "api/telemetry.db": "telemetry",
+    "reward/reward.db": "reward",
+}
 """Member of a backup → schema of the same tables on PostgreSQL."""
 _GAP = {
     "reason": "restored",
@@ -29,7 +34,7 @@ def new_id() -> str:
 
 
 def mark(urls: Mapping[str, str], restore: str, unix_seconds: float) -> None:
-    """Mark the three databases (member → SQLAlchemy URL) as restored. Raises MarkRefused: it may be repeated."""
+    """Mark databases (member → SQLAlchemy URL) as restored. Raises MarkRefused: it may be repeated."""
     for name, url in urls.items():
         schema = SCHEMAS[name] if url.startswith("postgresql") else None
         options = {"options": f"-c search_path={schema}"} if schema else {}
@@ -79,4 +84,15 @@ def _telemetry(connection: Connection, _: str, unix_seconds: float) -> None:
     )
 
 
-_MARKS = {"scheduler.db": _scheduler, "api/main.db": _main, "api/telemetry.db": _telemetry}
+def _reward(connection: Connection, restore: str, _: float) -> None:
+    """Let the ledger speak under another name: its numbers go back, and under the old name they were counted."""
+    if inspect(connection).has_table("ledger"):
+        connection.execute(text("UPDATE ledger SET source = :id"), {"id": restore})
+
+
+_MARKS = {
+    "scheduler.db": _scheduler,
+    "api/main.db": _main,
+    "api/telemetry.db": _telemetry,
+    "reward/reward.db": _reward,
+}

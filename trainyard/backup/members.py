@@ -17,6 +17,8 @@ class Member:
     kind: Kind
     migrations: str | None = None
     """Of a database: the folder of its schema's revisions, below the project."""
+    optional: bool = False
+    """A database that a stack need not have."""
     newer_stays: bool = False
     """A file that is there at a restore is the newer one, and stays."""
 
@@ -26,6 +28,8 @@ MEMBERS: tuple[Member, ...] = (
     Member("scheduler.db", "database", "services/scheduler/migrations"),
     Member("api/main.db", "database", "services/api/db/migrations"),
     Member("api/telemetry.db", "database", "services/api/telemetry/migrations"),
+    # Providers with their sealed keys, stored rewards, verdicts that were paid for, budgets.
+    Member("reward/reward.db", "database", "services/reward/store/migrations", optional=True),
     # Public keys only: with them the hosts that have joined are let in again. Hosts that joined or were removed since
     # the backup stand in the file that is there.
     Member("nats/hosts.json", "file", newer_stays=True),
@@ -35,6 +39,8 @@ MEMBERS: tuple[Member, ...] = (
 )
 BY_NAME = {member.name: member for member in MEMBERS}
 DATABASES = tuple(member for member in MEMBERS if member.kind == "database")
+REQUIRED = tuple(member.name for member in DATABASES if not member.optional)
+"""Every stack has these; a restore marks them."""
 
 
 def revisions(member: Member) -> frozenset[str]:

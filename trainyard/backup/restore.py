@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from services.api.secrets.keyring import key_id
 from shared.bus.keys import host_keys, write_atomically
+from shared.keyring import key_id
 from shared.settings import Settings
 from trainyard.backup import archive, marks, swap
 from trainyard.backup.archive import Manifest
-from trainyard.backup.members import BY_NAME, DATABASES, MASTER_KEY
+from trainyard.backup.members import BY_NAME, DATABASES, MASTER_KEY, REQUIRED
 from trainyard.backup.stack import ID_FILE, stack_id, stopped
 
 _DOES_NOT_COUNT = frozenset({"run", "logs", swap.JOURNAL})
@@ -60,7 +60,8 @@ def restore(settings: Settings, path: Path, *, force: bool, keys: Keys, now: dat
             "TRAINYARD_DATABASE_URL names PostgreSQL, and a backup file holds SQLite databases. Use pg_restore, then `trainyard restore --mark`."
         )
     manifest = archive.read_manifest(path)
-    missing = [m.name for m in DATABASES if m.name not in {e.name for e in manifest.members}]
+    held = {entry.name for entry in manifest.members}
+    missing = [name for name in REQUIRED if name not in held]
     if missing:
         raise archive.ArchiveRefused(f"{missing[0]}: the backup does not hold it.")
     fresh = not home.exists()
@@ -76,7 +77,7 @@ def restore(settings: Settings, path: Path, *, force: bool, keys: Keys, now: dat
             unreadable = _settle_keys(home, staging, manifest, keys)
             members = _to_replace(home, staging, found)
             _check_databases(staging)
-            urls = {m.name: f"sqlite:///{staging / m.name}" for m in DATABASES}
+            urls = _urls(staging)
             marks.mark(urls, marks.new_id(), now.timestamp())
             write_atomically(staging / ID_FILE, manifest.stack + "\n")
             swap.begin(home, staging, aside, [*members, ID_FILE])
@@ -96,10 +97,15 @@ def mark(settings: Settings, now: datetime) -> None:
     url = settings.database_url
     with stopped(settings.home):
         if url is None or url.startswith("sqlite"):
-            urls = {m.name: f"sqlite:///{settings.home / m.name}" for m in DATABASES}
+            urls = _urls(settings.home)
         else:
-            urls = {m.name: url for m in DATABASES}
+            urls = dict.fromkeys(marks.SCHEMAS, url)
         marks.mark(urls, marks.new_id(), now.timestamp())
+
+
+def _urls(folder: Path) -> dict[str, str]:
+    there = (m.name for m in DATABASES if m.name in REQUIRED or (folder / m.name).exists())
+    return {name: f"sqlite:///{folder / name}" for name in there}
 
 
 def _check_home(home: Path, manifest: Manifest, force: bool) -> None:
@@ -158,7 +164,7 @@ def _to_replace(home: Path, staging: Path, found: dict[str, Path]) -> list[str]:
 
 
 def _check_databases(staging: Path) -> None:
-    for member in DATABASES:
+    for member in (m for m in DATABASES if (staging / m.name).exists()):
         with contextlib.closing(sqlite3.connect(staging / member.name)) as database:
             try:
                 answer = database.execute("PRAGMA quick_check(1)").fetchone()

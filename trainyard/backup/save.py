@@ -8,6 +8,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,15 +19,17 @@ from shared.settings import Settings
 from trainyard.backup import archive
 from trainyard.backup.archive import Entry, Manifest, digest
 from trainyard.backup.cut import DatabasesBusy, copy, cut
-from trainyard.backup.members import DATABASES, MASTER_KEY, MEMBERS
+from trainyard.backup.members import DATABASES, MASTER_KEY, MEMBERS, REQUIRED
 from trainyard.backup.stack import ensure_stack_id
 
 LAST = "last-backup.json"
 """Below the home: when the last backup was made, and where it went."""
 _SHOWN = ("api_host", "api_port", "nats_port", "nats_store_mib", "data_roots", "allowed_origins")
+_SEALED = {"api/main.db": "job_secret", "reward/reward.db": "providers"}
+"""Database → table with values that a master key seals."""
 POSTGRES_STEPS = (
     "The databases are on PostgreSQL, which this command does not copy. Use its own tools, which also take one moment of all schemas:\n"
-    '  pg_dump --format=custom --schema=api --schema=telemetry --schema=scheduler --file=trainyard.dump "$URL"\n'
+    '  pg_dump --format=custom --schema=api --schema=telemetry --schema=scheduler --schema=reward --file=trainyard.dump "$URL"\n'
     "and keep keys/master.key and nats/hosts.json of TRAINYARD_HOME. To restore: stop api and scheduler, then\n"
     '  pg_restore --clean --if-exists --dbname="$URL" trainyard.dump\n'
     "  trainyard restore --mark\n"
@@ -67,7 +70,7 @@ def save(settings: Settings, target: Path, *, with_master_key: bool, now: dateti
                 if member.kind == "file" and wanted and source.exists():
                     shutil.copyfile(source, files[member.name])
             there = {name: path for name, path in files.items() if path.exists()}
-            key_ids, secrets = _secrets(files["api/main.db"])
+            key_ids, secrets = _secrets(files)
             manifest = Manifest(
                 version=_version(),
                 made_at=now,
@@ -115,7 +118,7 @@ def last(home: Path) -> tuple[datetime, str] | None:
 def _check(settings: Settings, target: Path, with_master_key: bool) -> None:
     if settings.database_url is not None and not settings.database_url.startswith("sqlite"):
         raise BackupRefused(POSTGRES_STEPS)
-    missing = [m.name for m in DATABASES if not (settings.home / m.name).exists()]
+    missing = [name for name in REQUIRED if not (settings.home / name).exists()]
     if missing:
         raise BackupRefused(
             f"{settings.home} holds no {missing[0]}: no stack ever ran there. Set TRAINYARD_HOME to the home of your stack."
@@ -142,17 +145,24 @@ def _workspace(target: Path) -> Iterator[Path]:
 
 
 def _copy_databases(home: Path, files: dict[str, Path]) -> dict[str, str]:
-    paths = {member.name: home / member.name for member in DATABASES}
+    paths = {m.name: home / m.name for m in DATABASES if (home / m.name).exists()}
     with cut(list(paths.values())) as readers:
         return {name: copy(readers[path], files[name]) for name, path in paths.items()}
 
 
-def _secrets(main: Path) -> tuple[tuple[str, ...], int]:
-    with contextlib.closing(sqlite3.connect(f"file:{main}?mode=ro", uri=True)) as database:
-        rows = database.execute(
-            "SELECT key_id, count(*) FROM job_secret GROUP BY key_id ORDER BY 1"
-        ).fetchall()
-    return tuple(str(row[0]) for row in rows), sum(int(row[1]) for row in rows)
+def _secrets(files: dict[str, Path]) -> tuple[tuple[str, ...], int]:
+    """Return the ids of the keys that seal something in the copies, and how many values that is."""
+    ids: Counter[str] = Counter()
+    for name, table in _SEALED.items():
+        if files[name].exists():
+            with contextlib.closing(
+                sqlite3.connect(f"file:{files[name]}?mode=ro", uri=True)
+            ) as copied:
+                query = (
+                    f"SELECT key_id, count(*) FROM {table} WHERE key_id IS NOT NULL GROUP BY key_id"  # noqa: S608
+                )
+                ids.update({str(row[0]): int(row[1]) for row in copied.execute(query)})
+    return tuple(sorted(ids)), ids.total()
 
 
 def _version() -> str:

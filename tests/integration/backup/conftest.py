@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from services.api.db.databases import migrate_main, open_main, open_telemetry
-from services.api.secrets.keyring import Keyring
 from services.api.telemetry.database import migrate_telemetry, take_over
+from services.reward.store.database import open_reward
 from services.scheduler.main import open_database
 from shared.bus.keys import write_atomically
+from shared.keyring import Keyring
 from shared.settings import Settings
 from trainyard.backup.stack import ensure_stack_id
 
@@ -31,7 +32,7 @@ def make_home(tmp_path: Path) -> MakeHome:
         migrate_telemetry(telemetry)
         telemetry.submit(lambda s: take_over(s, 0)).result(10)
         scheduler = open_database(settings)
-        for database in (main, telemetry, scheduler):
+        for database in (main, telemetry, scheduler, open_reward(settings)):
             database.close()
         Keyring.load(home / "keys" / "master.key")
         write_atomically(home / "nats" / "hosts.json", '{"h1": "U1"}')

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from services.api.secrets.keyring import Keyring
+from shared.keyring import Keyring
 from shared.restored import frame_base
 from shared.settings import Settings
 from tests.integration.backup.conftest import NOW, MakeHome
@@ -58,6 +58,7 @@ def test_what_was_saved_comes_back_marked_and_private(make_home: MakeHome, tmp_p
     sql(settings.home / "api" / "telemetry.db",
         "INSERT INTO job_live (job, frame_seq, job_n, deleted, latest, latest_attempt, tail_lines, tail_points)"
         " VALUES ('j1', 100, 1, 0, '{}', 1, 0, 0)")  # fmt: skip
+    sql(settings.home / "reward" / "reward.db", "INSERT INTO ledger VALUES ('old name', 7)")
     made = save(settings, tmp_path / "b.tar", with_master_key=True, now=NOW)
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
     assert last(settings.home) == (NOW, str(made.path))
@@ -69,7 +70,7 @@ def test_what_was_saved_comes_back_marked_and_private(make_home: MakeHome, tmp_p
     assert (done.aside, done.keeps_bus, done.unreadable) == (None, False, ())
     home = fresh.home
     assert sorted(p.name for p in home.iterdir()) == [
-        "agents", "api", "keys", "nats", "run", "scheduler.db", "stack.id",
+        "agents", "api", "keys", "nats", "reward", "run", "scheduler.db", "stack.id",
     ]  # fmt: skip
     assert (home / "stack.id").read_text() == (settings.home / "stack.id").read_text()
     for name in (*(m.name for m in DATABASES), MASTER_KEY):
@@ -83,6 +84,8 @@ def test_what_was_saved_comes_back_marked_and_private(make_home: MakeHome, tmp_p
     )
     assert mine == theirs
     assert mine[1] == 0
+    (ledger,) = sql(home / "reward" / "reward.db", "SELECT source, last_seq FROM ledger")
+    assert ledger == (mine[0], 7), "numbers go back: under the old name they were counted already"
     base = frame_base(NOW.timestamp())
     assert sql(home / "api" / "telemetry.db", "SELECT frame_seq FROM job_live") == [(base,)]
     assert sql(home / "api" / "telemetry.db", "SELECT seq, type FROM record") == [(base, "gap")]
