@@ -42,6 +42,8 @@ class Desk:
         self.stirred = asyncio.Event()
         """Set when there may be something to place."""
         self.stirred.set()
+        self.is_open: Callable[[], bool] = lambda: True
+        """May jobs be placed now? Set from outside; see `gate`."""
         self.counters: Counter[str] = Counter()
         self._database = database
         self._clock = clock
@@ -92,7 +94,8 @@ class Desk:
             state, decisions = _steps(known, inputs, now)
             placing = any(isinstance(one, Place) for one in inputs)
             stirs = not placing and may_place(before, state)
-            if stirs and position is not None:
+            at_once = stirs and position is not None and self.is_open()
+            if at_once:
                 state, placed = _steps(state, [Place(ASSIGN_AT_ONCE, 0)], now)
                 decisions = (*decisions, *placed)
             lasting = [d for d in decisions if not isinstance(d, Counted)]
@@ -102,7 +105,7 @@ class Desk:
                 self._crash("after_commit")
             self.state = state
         self._note(decisions)
-        if stirs and position is None:
+        if stirs and not at_once:
             self.stirred.set()
         return decisions
 

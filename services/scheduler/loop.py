@@ -118,7 +118,8 @@ class Loop:
         if not await self._heal(lead):
             return
         desk = await Desk.open(self.database, self.clock, lead, self.limits, self._crash)
-        self._gate = await Gate.open(self.database, self.clock)
+        self._gate = gate = await Gate.open(self.database, self.clock)
+        desk.is_open = lambda: gate.is_open(_known_hosts(desk))
         self.desk = desk
         relay = Relay(self.bus, self.database, lambda: _known_hosts(desk), self._crash)
         self._epoch_due = 0.0
@@ -200,7 +201,7 @@ class Loop:
                 async with asyncio.timeout(TICK_SECONDS):
                     await desk.stirred.wait()
             desk.stirred.clear()
-            if not desk.state.queue.standing or not self._gate.is_open(_known_hosts(desk)):
+            if not desk.state.queue.standing or not desk.is_open():
                 continue
             refresh = 64 if self.clock.boot() - told >= TICK_SECONDS else 0
             if refresh:
