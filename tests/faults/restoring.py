@@ -164,7 +164,7 @@ def _forget_what_came_after(scene: Scene, story: Story) -> None:
 def _finish(scene: Scene, name: str, seed: int, faults: Counter[str]) -> tuple[Report, Observation]:
     began = time.monotonic()
     scene.workload.settle(150)
-    seen = observe(scene.stack, scene.workload, scene.watcher)
+    seen = observe(scene._sight())
     return (
         Report(name, seed, check(seen), faults, len(seen.jobs), 0, time.monotonic() - began),
         seen,
