@@ -52,10 +52,10 @@ def advance(session: Session, stream: str, epoch: str, last_seq: int) -> Positio
     return applied
 
 
-def restart(session: Session, stream: str, epoch: str) -> None:
-    """Go back to the beginning of a stream that was made anew; applying again changes nothing."""
+def restart(session: Session, stream: str, epoch: str, last_seq: int = 0) -> None:
+    """Go back to the beginning of a stream that was made anew, or to `last_seq`; applying again changes nothing."""
     applied = load_position(session, stream)
-    values: dict[str, Any] = {"epoch": epoch, "last_seq": 0}
+    values: dict[str, Any] = {"epoch": epoch, "last_seq": last_seq}
     if applied == START:
         session.execute(insert(_T).values(stream=stream, **values))
     else:

@@ -126,16 +126,25 @@ class StreamProjection:
             await reader.close()
 
     async def _start(self) -> tuple[str | None, int]:
-        """Return where the database that lies further back goes on."""
+        """Return where to go on; the main database goes back with telemetry when the api ended between the two.
+
+        What one of them takes the other must see under the same assignments: telemetry confirms facts to their host, and
+        the main database may have passed them by when JOBS did not name their attempt yet.
+        """
 
         def position(session: Session) -> Position:
             return load_position(session, self.stream)
 
-        found = [await self._telemetry.read(position)]
-        if self._main is not None:
-            found.insert(0, await self._main.read(position))
-        epoch = next((p.epoch for p in found if p.epoch is not None), None)
-        return epoch, min(p.last_seq if p.epoch == epoch else 0 for p in found)
+        told = await self._telemetry.read(position)
+        if self._main is None:
+            return told.epoch, told.last_seq
+        main = await self._main.read(position)
+        epoch = main.epoch if main.epoch is not None else told.epoch
+        after = told.last_seq if told.epoch == epoch else 0
+        if epoch is None or main.epoch is None or main.last_seq <= after:
+            return epoch, min(main.last_seq, after)
+        await self._main.write(lambda s: restart(s, self.stream, epoch, after))
+        return epoch, after
 
     async def _restart(self, epoch: str) -> None:
         if self._main is not None:

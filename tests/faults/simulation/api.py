@@ -172,6 +172,11 @@ class ApiNode:
         self.process = Process(self.machine, NODE)
         self._pending: set[str] = set()
         self.engine.note(NODE, "started")
+        for stream in ("JOBS", "RUNS"):
+            main, told = self.positions["main"][stream], self.positions["telemetry"][stream]
+            after = told.last_seq if told.epoch == main.epoch else 0
+            if main.last_seq > after:
+                self.positions["main"][stream] = Position(main.epoch, after)
         self.engine.spawn(self.process, self._rounds())
 
     def kill(self) -> None:
