@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.api.projections.main import Item as DecodedItem
 from shared.bus.port import (
@@ -87,6 +87,11 @@ class Broker:
             stream.ids.clear()
             self.made += 1
             stream.epoch = f"{stream.epoch.split('/')[0]}/{self.made}"
+            # a reader stamps what it hands out with the epoch that the stream has by now
+            stream.messages = [
+                (replace(message, epoch=stream.epoch), envelope, event)
+                for message, envelope, event in stream.messages
+            ]
         self.tell_reconnected()
 
     def tell_reconnected(self, node: str | None = None) -> None:

@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from services.scheduler import leader
 from services.scheduler.core import leases
@@ -19,11 +18,8 @@ from services.scheduler.core.decisions import (
 )
 from services.scheduler.core.inputs import (
     Beat,
-    FactArrived,
-    HostRequestArrived,
     Input,
     Place,
-    RequestArrived,
     Tick,
     mentioned,
     names,
@@ -35,10 +31,10 @@ from shared.bus.port import BusError, PubAck, StreamReset
 from shared.events import subjects
 from shared.events.base import Envelope
 from shared.events.calls import Heartbeat, HeartbeatReply
-from shared.events.requests import HostDrainRequested
 from tests.faults.simulation.broker import Broker
 from tests.faults.simulation.database import Database
 from tests.faults.simulation.engine import Crash, Engine, Machine, Process, Thread
+from tests.faults.simulation.intake import input_of
 
 NAMES = ("scheduler", "scheduler-2")
 _SOURCE = "/trainyard/scheduler"
@@ -264,7 +260,7 @@ class SchedulerNode:
             return
         if items:
             last = items[-1][0]
-            self.commit([_input(item) for item in items], (stream, last.epoch, last.seq))
+            self.commit([input_of(item) for item in items], (stream, last.epoch, last.seq))
             self._wake_reader(stream)
 
     def _reconnected(self) -> None:
@@ -394,13 +390,3 @@ class SchedulerNode:
             self._remove_strangers()
         except BusError:
             return
-
-
-def _input(item: tuple[Any, Any, Any]) -> Input:
-    message, _, event = item
-    if message.stream == "RUNS":
-        where = subjects.RunSubject.parse(message.subject)
-        return FactArrived(where.host, where.job, where.attempt, event)
-    if isinstance(event, HostDrainRequested):
-        return HostRequestArrived(event)
-    return RequestArrived(event)
