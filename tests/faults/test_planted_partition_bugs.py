@@ -32,9 +32,9 @@ BUGS: dict[str, tuple[Plant, Case, set[str]]] = {
             "        error = next((r for r in results if isinstance(r, BusError)), None)\n",
             "        error = next((r for r in results if isinstance(r, BusError)), None)\n"
             '        if error is not None and stream.kind != "run":\n'
-            "            stream.settle([True] * len(results), now)\n"
-            "            stream.confirm(stream.published.seq, now)\n"
-            "            return\n",
+            "            stream._queue.clear()\n"
+            "            stream._queued_bytes = 0\n"
+            "            stream.confirm(stream.read.seq, now)\n",
         ),
         STAYS,
         {"step missing or doubled", "gap in the curve"},

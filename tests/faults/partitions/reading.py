@@ -149,7 +149,7 @@ def _disconnected(seen: Reading, shown: list[Seen]) -> Iterator[Violation]:
 
 def _course(seen: Reading, shown: list[Seen], where: str) -> Iterator[Violation]:
     """Check the order of states: nothing fails, `keep` is never placed again, the other not before its time."""
-    attempt, running = 0, False
+    attempt, running, told = 0, False, False
     for one in shown:
         if one.status in ("FAILED", "CANCELLED", "PAUSED"):
             yield Violation("wrong status", seen.job, f"{where}: {_when(seen, one)}")
@@ -158,7 +158,8 @@ def _course(seen: Reading, shown: list[Seen], where: str) -> Iterator[Violation]
         attempt = max(attempt, one.attempt)
         left = running and one.status == "PENDING"
         running = one.status == "RUNNING"
-        if (left or one.attempt > 1) and not _may_be_requeued(seen, one):
+        if (left or one.attempt > 1) and not told and not _may_be_requeued(seen, one):
+            told = True
             yield Violation("placed again too early", seen.job, f"{where}: {_when(seen, one)}")
     if not shown or shown[-1].status != "COMPLETED":
         last = _when(seen, shown[-1]) if shown else "nothing"
