@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
@@ -47,6 +47,7 @@ KEY_PATTERN = r"^[!-~](?:[ -~]{0,253}[!-~])?$"
 """For OpenAPI; `idempotency_key` says it in words."""
 HOSTS_SECONDS = 1.0
 """Where a job may run only decides which checks are made early; the host makes them all again."""
+_INSERT = insert(JobRow.__table__)  # type: ignore[attr-defined]
 _PREFLIGHT = Preflight()
 """Caches by path and mtime; nothing in it depends on the app it was made for."""
 
@@ -155,7 +156,8 @@ def store(session: Session, prepared: Prepared) -> tuple[JobRow, bool]:
         return known, False
     needs = dependencies(found.spec)
     check_dependencies(session, found.spec, needs)
-    session.add(row)
+    # Straight into the table: the row has no need of a session that follows it.
+    session.connection().execute(_INSERT, [{c: getattr(row, c) for c in JobRow.model_fields}])
     session.add_all([JobDependencyRow(job=row.uuid, needs=job) for job in needs])
     session.add_all(prepared.secrets)
     add_request(
