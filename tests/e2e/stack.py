@@ -52,6 +52,10 @@ class Stack:
             )
         until((self.home / "run" / "stack.json").exists, seconds, "the stack is up", self)
         url = json.loads((self.home / "run" / "stack.json").read_text())["url"]
+        if (
+            self._client is not None
+        ):  # of an earlier start, where the stack was killed and not stopped
+            self._client.close()
         self._client = Client(url, self.env.get("TRAINYARD_API_TOKEN"))
         return self._client
 

@@ -276,7 +276,7 @@ async def test_system_samples_and_lease_are_written(
             plane.heartbeats[-1].inventory.gpus[0].held_by == "job1"
             and plane.heartbeats[-1].runs[0].alive
         ),
-        10,
+        30,
     )
     await eventually(lambda: plane.of("job1", "sys"), 10)
     assert plane.of("job1", "sys")[0]["rss_mib"] > 0
