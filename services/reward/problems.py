@@ -108,7 +108,8 @@ def _field(error: Any, prefix: str) -> FieldProblem:
     context = {k: str(v) for k, v in (error.get("ctx") or {}).items()}
     en, zh = _TEXTS.get(error["type"], ("is not valid", "无效"))
     for name, value in context.items():
-        en, zh = en.replace("{" + name + "}", value), zh.replace("{" + name + "}", value)
+        en = en.replace("{" + name + "}", value)
+        zh = zh.replace("{" + name + "}", value.replace(" or ", " 或 "))
     allowed = context.get("expected") or context.get("expected_tags")
     code = "unknown_field" if error["type"] == "extra_forbidden" else str(error["type"])
     return FieldProblem(field, None, f"{field} {en}.", f"{field} {zh}。", allowed, code)
