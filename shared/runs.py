@@ -21,7 +21,14 @@ STOP_FILE = "stop.json"
 
 Outcome = Literal["completed", "stopped", "failed"]
 StopCause = Literal[
-    "stop_metric", "early_stopping", "time_limit", "pause", "cancel", "drain", "requeue"
+    "stop_metric",
+    "early_stopping",
+    "time_limit",
+    "reward_unavailable",
+    "pause",
+    "cancel",
+    "drain",
+    "requeue",
 ]
 
 
@@ -56,6 +63,14 @@ class RunSpec(BaseModel):
     device: Literal["cpu", "cuda"] = "cpu"
     gpus: tuple[GpuRef, ...] = ()
     threads: int = Field(default=1, ge=1)
+    model_paths: dict[str, str] = Field(default_factory=dict)
+    """Every other model parameter by its place (`ref_model_path`, `rewards.0.reward_model_path`), resolved on this host."""
+    rules_file: Path | None = None
+    """Where the reward service of this host writes its address; read again when it does not answer: it may have moved."""
+    reward_url: str | None = None
+    """The central reward service, for judges."""
+    oom_halvings: int = Field(default=0, ge=0, le=16)
+    """How often the micro batch is halved, since attempts before this one ran out of memory."""
 
 
 class RunResult(BaseModel):

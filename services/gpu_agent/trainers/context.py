@@ -112,6 +112,8 @@ class TrainContext:
     """Newest value of every metric, also of those that are not finite."""
     evaluated_at: int | None = None
     stop_cause: StopCause | None = None
+    stop_message: tuple[str, str] | None = None
+    """What the user is told (en, zh) where the run ends itself for a cause that needs words."""
 
     def should_stop(self) -> bool:
         """Tell whether someone outside asked this run to stop."""

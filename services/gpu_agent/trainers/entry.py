@@ -99,6 +99,16 @@ def _ended(context: TrainContext | None, *, stopped: bool = False) -> RunResult:
         return _result(
             context, outcome="failed", reason=Reason.TIME_LIMIT, message=text.en, message_zh=text.zh
         )
+    if cause == "reward_unavailable" and unfinished:
+        text = REASONS[Reason.REWARD_UNAVAILABLE]
+        message = context.stop_message or (text.en, text.zh)
+        return _result(
+            context,
+            outcome="failed",
+            reason=Reason.REWARD_UNAVAILABLE,
+            message=message[0],
+            message_zh=message[1],
+        )
     if cause is None and (stopped or context.should_stop()) and unfinished:
         context.stop_cause = context.stop.cause()
         return _result(context, outcome="stopped")

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.gpu_agent.checkpoint_store import LEFTOVER_PREFIX, Kind
 from services.gpu_agent.trainers.failures import TrainingFailure
-from services.gpu_agent.trainers.settings import Precision, SftSettings
+from services.gpu_agent.trainers.settings import Precision, Settings
 from shared.jobs.reasons import Reason
 from shared.preflight.paths import looks_like_hub_id
 from shared.runs import RunSpec
@@ -22,6 +22,9 @@ from shared.runs import RunSpec
 ADAPTER_CONFIG = "adapter_config.json"
 MERGED_FOLDER = "base-model"
 """In the checkpoint folder: the base of a LoRA run that started from a merged LoRA checkpoint."""
+
+Head = Literal["language", "score"]
+"""What the model ends in: the vocabulary, or one number for a whole text (a reward model)."""
 
 _BARE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -69,7 +72,9 @@ def numerics(precision: Precision, device: str, *, lora: bool) -> Numerics:
     )
 
 
-def load(spec: RunSpec, settings: SftSettings, numbers: Numerics) -> Loaded:
+def load(
+    spec: RunSpec, settings: Settings, numbers: Numerics, *, head: Head = "language"
+) -> Loaded:
     """Load what `model_path` names. Raises TrainingFailure, and what the libraries raise."""
     path = spec.model_path
     folder = _local_folder(path)
@@ -96,7 +101,7 @@ def load(spec: RunSpec, settings: SftSettings, numbers: Numerics) -> Loaded:
     return Loaded(_causal_lm(str(merged), numbers), tokenizer, lora, "lora")
 
 
-def _lora_config(settings: SftSettings) -> LoraConfig:
+def _lora_config(settings: Settings) -> LoraConfig:
     modules = settings.lora_target_modules or "all-linear"
     return LoraConfig(
         r=settings.lora_rank,

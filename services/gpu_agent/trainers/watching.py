@@ -12,12 +12,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from services.gpu_agent.trainers.context import TrainContext
 from services.gpu_agent.trainers.judging import NONFINITE_STEPS, Best, StepTimes, TokenRate, reached
 from services.gpu_agent.trainers.memory import MemoryWatch
+from services.gpu_agent.trainers.metric_names import public
 from services.gpu_agent.trainers.saving import CheckpointWriter, not_finite, weights_finite
-from services.gpu_agent.trainers.settings import SftSettings
+from services.gpu_agent.trainers.settings import Settings
 
 _PROGRESS_SECONDS = 1.0
 _KEPT_HISTORY = 5
-_DROPPED = ("_runtime", "_per_second", "_num_tokens", "_model_preparation_time")
 
 
 class RunWatcher(TrainerCallback):
@@ -26,7 +26,7 @@ class RunWatcher(TrainerCallback):
     def __init__(
         self,
         context: TrainContext,
-        settings: SftSettings,
+        settings: Settings,
         writer: CheckpointWriter,
         kept: Mapping[str, Any] | None,
         started: float,
@@ -96,7 +96,7 @@ class RunWatcher(TrainerCallback):
         self._context.step = state.global_step
         for warning in self._memory.look(now):
             self._context.warning(warning)
-        if self._context.should_stop():
+        if self._context.should_stop() or self._context.stop_cause == "reward_unavailable":
             self._evaluation_due = bool(control.should_evaluate)
             self._end(control, evaluate=False)
         elif now >= self._deadline and state.global_step < state.max_steps:
@@ -120,11 +120,7 @@ class RunWatcher(TrainerCallback):
         ]  # it would be written, ever longer, into every checkpoint
         if logs is None or "train_runtime" in logs:
             return
-        metrics = {
-            n: float(v)
-            for n, v in logs.items()
-            if isinstance(v, int | float) and not n.endswith(_DROPPED)
-        }
+        metrics = public(self._context.spec.algorithm, logs)
         if any(name.startswith("eval_") for name in metrics):
             self._report_evaluation(state, metrics)
         elif "loss" in metrics:
@@ -193,8 +189,9 @@ class RunWatcher(TrainerCallback):
         if rate is not None:
             metrics["tokens_per_second"] = round(rate, 2)
         context.metric(step, state.epoch, metrics)
+        reward = f", reward={metrics['reward']:.4g}" if "reward" in metrics else ""
         context.info(
-            f"Step {step}/{state.max_steps}: loss={metrics['loss']:.4g}, lr={metrics['learning_rate']:.6g}"
+            f"Step {step}/{state.max_steps}: loss={metrics['loss']:.4g}, lr={metrics['learning_rate']:.6g}{reward}"
         )
         done = step >= state.max_steps or bool(control.should_training_stop)
         if done or now - self._progress_at >= _PROGRESS_SECONDS:
@@ -208,7 +205,9 @@ class RunWatcher(TrainerCallback):
     def _report_evaluation(self, state: TrainerState, metrics: dict[str, float]) -> None:
         self._context.metric(state.global_step, state.epoch, metrics)
         listed = ", ".join(
-            f"{n}={metrics[n]:.4g}" for n in ("eval_loss", "eval_accuracy") if n in metrics
+            f"{n}={metrics[n]:.4g}"
+            for n in ("eval_loss", "eval_reward", "eval_accuracy")
+            if n in metrics
         )
         self._context.info(f"Evaluation at step {state.global_step}: {listed}")
 

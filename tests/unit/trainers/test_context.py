@@ -2,6 +2,9 @@
 
 import json
 import math
+from typing import Any
+
+import pytest
 
 from services.gpu_agent.trainers.context import (
     EventWriter,
@@ -10,8 +13,17 @@ from services.gpu_agent.trainers.context import (
     TrainContext,
     remove_secrets,
 )
-from services.gpu_agent.trainers.settings import SftSettings
+from services.gpu_agent.trainers.settings import (
+    PpoSettings,
+    PreferenceSettings,
+    RolloutSettings,
+    SftSettings,
+)
 from shared.runs import RunSpec
+from shared.specs.dpo import DpoSpec
+from shared.specs.grpo import GrpoSpec
+from shared.specs.gspo import GspoSpec
+from shared.specs.ppo import PpoSpec
 from shared.specs.sft import SftSpec
 
 
@@ -93,10 +105,20 @@ def test_the_stop_mode_comes_from_the_agent_s_file(tmp_path):
         assert flag.cause() == cause
 
 
-def test_defaults_are_those_of_the_public_spec():
-    fields = SftSpec.model_fields
-    ours = SftSettings()
-    for name in SftSettings.__dataclass_fields__:
+@pytest.mark.parametrize(
+    ("spec", "settings"),
+    [
+        (SftSpec, SftSettings),
+        (DpoSpec, PreferenceSettings),
+        (GrpoSpec, RolloutSettings),
+        (GspoSpec, RolloutSettings),
+        (PpoSpec, PpoSettings),
+    ],
+)
+def test_defaults_are_those_of_the_public_spec(spec: Any, settings: Any):
+    fields = spec.model_fields
+    ours = settings()
+    for name in settings.__dataclass_fields__:
         default = fields[name].default
         if name in ("lora_target_modules", "lora_from_checkpoint"):
             assert default in ("all-linear", None)  # what our None and "merge" mean
