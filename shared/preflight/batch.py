@@ -38,7 +38,8 @@ def arrange(  # the six figures that decide a batch
     """Turn the user's figures into what the trainer takes, or say why that cannot be done.
 
     sft, dpo, reward_model: `batch_size` rows a device, times accumulation, times devices. ppo, grpo, gspo:
-    `batch_size` counts the prompts of one step over all devices, `rollout_n` the completions of each (ppo: one);
+    `batch_size` counts the prompts of one step over all devices, `rollout_n` the completions of each (ppo: one is
+    enough, for its value head is the baseline; grpo and gspo compare at least two);
     their product is cut into micro batches of at most `max_micro`, in at least `gradient_accumulation_steps` pieces, so
     that the generation batch (micro x devices x pieces) is divisible by `rollout_n`.
     """
@@ -55,8 +56,7 @@ def arrange(  # the six figures that decide a batch
         )
     if algorithm not in ROLLOUT:
         return _rows_per_device(batch_size, gradient_accumulation_steps, world_size, max_micro)
-    group = rollout_n if algorithm in GROUPED else 1
-    if algorithm in GROUPED and group < 2:
+    if algorithm in GROUPED and rollout_n < 2:
         return Finding(
             "group_too_small",
             "rollout_n",
@@ -65,7 +65,7 @@ def arrange(  # the six figures that decide a batch
             value=str(rollout_n),
             allowed=">= 2",
         )
-    return _completions(batch_size, gradient_accumulation_steps, group, world_size, max_micro)
+    return _completions(batch_size, gradient_accumulation_steps, rollout_n, world_size, max_micro)
 
 
 def _rows_per_device(batch: int, accumulation: int, world: int, most: int | None) -> BatchPlan:

@@ -67,6 +67,13 @@ def test_grouped_completions(
     )
 
 
+@pytest.mark.parametrize(("group", "completions"), [(1, 4), (5, 20)])
+def test_ppo_samples_as_often_as_asked(group: int, completions: int) -> None:
+    made = plan("ppo", 4, rollout_n=group)
+    assert (made.effective, made.prompts_per_step, made.per_device) == (completions, 4, completions)
+    assert total_steps(made, "ppo", 41) == 10
+
+
 def test_arranging_is_said() -> None:
     assert [note.code for note in plan("grpo", 2, 3, rollout_n=5).notes] == [
         "accumulation_arranged"
@@ -102,7 +109,7 @@ def test_every_plan_is_legal(
         return
     assert made.per_device * made.accumulation * world == made.effective
     assert most is None or made.per_device <= most
-    if algorithm in ("grpo", "gspo"):
+    if algorithm in ("grpo", "gspo", "ppo"):
         assert made.effective == prompts * group
         assert made.effective % group == 0
         assert made.eval_batch % group == 0
