@@ -18,6 +18,9 @@ SPEC_FILE = "spec.json"
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
 STOP_FILE = "stop.json"
+REWARD_TOKEN = "TRAINYARD_REWARD_TOKEN"
+"""Among a trainer's secrets: the bearer token of the central reward service, where it asks for one."""
+MOST_HALVINGS = 16
 
 Outcome = Literal["completed", "stopped", "failed"]
 StopCause = Literal[
@@ -69,7 +72,7 @@ class RunSpec(BaseModel):
     """Where the reward service of this host writes its address; read again when it does not answer: it may have moved."""
     reward_url: str | None = None
     """The central reward service, for judges."""
-    oom_halvings: int = Field(default=0, ge=0, le=16)
+    oom_halvings: int = Field(default=0, ge=0, le=MOST_HALVINGS)
     """How often the micro batch is halved, since attempts before this one ran out of memory."""
 
 

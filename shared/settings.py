@@ -15,6 +15,7 @@ SECRET_VARIABLES = (
     "TRAINYARD_DATABASE_URL",
     "TRAINYARD_MASTER_KEY",
     "TRAINYARD_NATS_URL",
+    "TRAINYARD_REWARD_TOKEN",
 )
 """What a process that does not read it must not inherit: anything it starts could show it."""
 

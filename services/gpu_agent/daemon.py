@@ -25,7 +25,7 @@ from services.gpu_agent.rules_service import RulesService
 from services.gpu_agent.runner import Runner
 from services.gpu_agent.sampler import EVERY_SECONDS, Sampler
 from services.gpu_agent.settings import AgentSettings
-from services.gpu_agent.starting import Starter
+from services.gpu_agent.starting import Rewards, Starter
 from services.gpu_agent.zygote_client import COMMAND, ZygoteClient
 from shared.bus.jetstream import Bus
 from shared.bus.port import BusConfig, BusError, PermissionDenied
@@ -52,6 +52,13 @@ class Options:
     sample_seconds: float = EVERY_SECONDS
 
 
+def _rules(settings: AgentSettings) -> RulesService:
+    """Return this host's reward service; beside what jobs may read it may read checkpoints, which lie in folders of ours."""
+    files, roots = settings.files, settings.roots
+    own = None if roots is None else (*roots, files.work_dir, settings.checkpoint_dir)
+    return RulesService(files.home / "rules", own)
+
+
 class Agent:
     """One for a host; `run` returns when `stop` is set."""
 
@@ -75,7 +82,7 @@ class Agent:
         inventory = Inventory(self.files, facts)
         log = self.files.zygote_log
         self.zygote = ZygoteClient(log, options.zygote_command) if settings.agent_zygote else None
-        self.rules = RulesService(self.files.home / "rules") if settings.agent_rules else None
+        self.rules = _rules(settings) if settings.agent_rules else None
         self.relay = Relay(host, self.clock)
         self.confirmations = Confirmations(self.relay, self.clock, options.ack_seconds)
         starter = Starter(
@@ -86,6 +93,11 @@ class Agent:
             roots=settings.roots,
             project_root=PROJECT_ROOT,
             checks=options.checks,
+        )
+        starter.rewards = Rewards(
+            None if self.rules is None else self.rules.run_file,
+            lambda: settings.central_reward_url,
+            settings.reward_token or settings.api_token,
         )
         self.runner = Runner(self.files, self.relay, starter, self.clock)
         self.relay.on_facts_lost = self.runner.send_all_again

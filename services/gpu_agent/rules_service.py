@@ -1,4 +1,4 @@
-"""The reward service of this host in rules-only mode: rewards by rules need no network. It outlives the agent, like trainers."""
+"""The reward service of this host: rewards by rules and by local models need no network. It outlives the agent, like trainers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, Final
 import httpx2
 
 from shared.log import logger
+from shared.settings import without_secrets
 
 LOG = logger("agent.rules")
 CHECK_SECONDS: Final = 10.0
@@ -29,9 +30,12 @@ _PAUSES: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 class RulesService:
     """Adopts the one that runs, else starts one; looks after it while `run` runs. `home`: its own folder."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, roots: tuple[Path, ...] | None = None) -> None:
+        """`roots`: folders that local reward models may lie in; None: any."""
         self._home = home
-        self._run_file = home / "run" / "reward.json"
+        self._roots = roots
+        self.run_file = home / "run" / "reward.json"
+        """Where it writes its address."""
         self._process: asyncio.subprocess.Process | None = None
         self._ending = False
         self.url: str | None = None
@@ -65,17 +69,17 @@ class RulesService:
 
     async def _start(self) -> bool:
         """Start one and wait until it answers; False where it does not."""
-        self._run_file.parent.mkdir(parents=True, exist_ok=True)
-        self._run_file.unlink(missing_ok=True)
-        env = os.environ | {
+        self.run_file.parent.mkdir(parents=True, exist_ok=True)
+        self.run_file.unlink(missing_ok=True)
+        env = without_secrets(os.environ) | {
             "TRAINYARD_HOME": str(self._home),
             "TRAINYARD_REWARD_RULES_ONLY": "true",
             "TRAINYARD_REWARD_HOST": "127.0.0.1",
             "TRAINYARD_REWARD_PORT": "0",
             "TRAINYARD_REWARD_IDLE_EXIT_SECONDS": str(IDLE_EXIT_SECONDS),
         }
-        for name in ("TRAINYARD_API_TOKEN", "TRAINYARD_DATABASE_URL"):
-            env.pop(name, None)
+        if self._roots is not None:
+            env["TRAINYARD_DATA_ROOTS"] = ":".join(map(str, self._roots))
         log = self._home / "reward.log"
         with log.open("wb") as stream:
             self._process = await asyncio.create_subprocess_exec(
@@ -110,7 +114,7 @@ class RulesService:
 
     def _told(self) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads(self._run_file.read_text())
+            found: dict[str, Any] = json.loads(self.run_file.read_text())
         except (OSError, ValueError):
             return None
         return found

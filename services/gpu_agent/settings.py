@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from pathlib import Path
 
+import psutil
 from pydantic import Field
 
 from services.gpu_agent.identity import read_host
@@ -32,6 +34,8 @@ class AgentSettings(Settings):
 
     agent_rules: bool = True
     """Run the reward service of this host in rules-only mode, beside the trainers."""
+    reward_token: str | None = None
+    """Bearer token for the central reward service, where it asks for one; trainers with rewards get it as a secret."""
 
     def model_post_init(self, context: object) -> None:
         """Make paths absolute."""
@@ -65,6 +69,17 @@ class AgentSettings(Settings):
     def slots(self) -> int:
         """Return how many CPU slots a host without GPU offers."""
         return self.agent_slots or os.cpu_count() or 1
+
+    @property
+    def central_reward_url(self) -> str | None:
+        """Return TRAINYARD_REWARD_URL, else where the reward service of this home answers now, else None."""
+        if self.reward_url:
+            return self.reward_url.rstrip("/")
+        try:
+            told = json.loads((self.home / "run" / "reward.json").read_bytes())
+            return str(told["url"]) if psutil.pid_exists(int(told["pid"])) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @property
     def shared_paths(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -28,12 +29,25 @@ from shared.disk.reserve import set_aside
 from shared.events.calls import ControlEntry
 from shared.jobs.reasons import REASONS, Reason
 from shared.log import logger
-from shared.runs import GpuRef, RunSpec, write_atomic_json
+from shared.preflight.batch import ROLLOUT
+from shared.runs import MOST_HALVINGS, REWARD_TOKEN, GpuRef, RunSpec, write_atomic_json
 
 Fetch = Callable[[str, int], Awaitable[Mapping[str, str]]]
 LAST_WORDS_BYTES = 32 * 1024
 """Set aside for each file that tells how a run ended, and for the order to stop it."""
 _CPU_THREADS_PER_GPU = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """Where trainers of this host find rewards."""
+
+    rules_file: Path | None = None
+    """Where the reward service of this host writes its address."""
+    central: Callable[[], str | None] = lambda: None
+    """Asked at each start: the address of the central service, which may have moved."""
+    token: str | None = None
+    """What the central service asks for."""
 
 
 class Starter:
@@ -57,6 +71,8 @@ class Starter:
         self._fetch_secrets = fetch_secrets
         self._roots = roots
         self._project_root = project_root
+        self.rewards = Rewards()
+        """Set by whoever knows where they are."""
         self._checks = checks
 
     async def start(self, run: Run, entry: ControlEntry, still_wanted: Callable[[], bool]) -> None:
@@ -78,7 +94,7 @@ class Starter:
             run.spool.facts.append(RunAccepted(seq=0, t=time.time(), gpus=entry.gpus))
         for fact in await asyncio.to_thread(_corrections, context):
             run.spool.facts.append(fact)
-        secrets = await self._secrets(run, entry)
+        secrets = self._with_token(entry, await self._secrets(run, entry))
         if run.phase is Phase.ENDED:
             return
         # the lease first: the shim counts from it, and it is no newer than the word that this is still wanted
@@ -128,6 +144,10 @@ class Starter:
             work_dir=context.job_files.root,
             attempt_dir=context.attempt_files.root,
             resume_from=context.resume_from,
+            model_paths=context.model_paths,
+            rules_file=self.rewards.rules_file,
+            reward_url=self.rewards.central(),
+            oom_halvings=min(entry.oom_halvings, MOST_HALVINGS),
             device="cuda" if is_cuda else "cpu",
             gpus=tuple(
                 GpuRef(index=i, uuid=u)
@@ -158,6 +178,15 @@ class Starter:
                 ),
             )
             return None
+
+    def _with_token(
+        self, entry: ControlEntry, secrets: Mapping[str, str] | None
+    ) -> Mapping[str, str] | None:
+        """Add the token of the central reward service for algorithms that ask for rewards."""
+        token = self.rewards.token
+        if token is None or entry.config.get("algorithm") not in ROLLOUT:
+            return secrets
+        return {**(secrets or {}), REWARD_TOKEN: token}
 
     def _turn_down(self, run: Run, refusal: Refusal) -> None:
         logger("runner").info(

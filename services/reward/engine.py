@@ -24,7 +24,7 @@ SLICE = 32
 
 
 class Engine:
-    """`judges` and `models` are None in the rules-only mode beside a trainer."""
+    """`judges` is None in the mode beside a trainer: rules and local models only."""
 
     def __init__(
         self,
@@ -201,5 +201,5 @@ def _late() -> Verdict:
 def _rules_only(what: str) -> Verdict:
     return failed(
         ErrorCode.PROVIDER_UNKNOWN,
-        f"this service runs beside a trainer and scores by rules only; send a {what} to the central reward service",
+        f"this service runs beside a trainer and scores by rules and local models only; send a {what} to the central reward service",
     )

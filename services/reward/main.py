@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from services.reward.app import create_app
 from services.reward.engine import Engine
 from services.reward.judging_parts import Judging
+from services.reward.model_desk import ModelDesk
 from services.reward.observe import RewardMetrics
 from services.reward.repeats import Repeats
 from services.reward.routes import RewardServices
@@ -99,11 +100,9 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
     symbolic = SymbolicPool(settings.reward_verifiers)
     metrics = RewardMetrics()
     judging = None if settings.reward_rules_only else Judging.open(settings)
-    engine = Engine(
-        symbolic,
-        None if judging is None else judging.desk,
-        None if judging is None else judging.models,
-    )
+    # beside a trainer too: a checkpoint of a host is best scored on that host
+    models = ModelDesk(None, settings.roots) if judging is None else judging.models
+    engine = Engine(symbolic, None if judging is None else judging.desk, models)
     services = RewardServices(
         Scoring(settings, engine, metrics),
         Repeats(time.monotonic),
@@ -135,7 +134,9 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
             task.cancel()
         services.scoring.draining = True
         symbolic.close()
-        if judging is not None:
+        if judging is None:
+            await models.close()
+        else:
             await judging.stop()
 
     config = uvicorn.Config(

@@ -24,9 +24,9 @@ LOADED_AT_MOST: Final = 2
 
 
 class ModelDesk:
-    """`roots`: folders that models may lie in; None: any."""
+    """`roots`: folders that models may lie in; None: any. `directory`: endpoints by name; None beside a trainer."""
 
-    def __init__(self, directory: Directory, roots: tuple[Path, ...] | None) -> None:
+    def __init__(self, directory: Directory | None, roots: tuple[Path, ...] | None) -> None:
         self._directory = directory
         self._roots = roots
         self._local: OrderedDict[Path, LocalModel] = OrderedDict()
@@ -68,16 +68,19 @@ class ModelDesk:
     async def _over_http(
         self, spec: RewardModel, samples: Sequence[Sample], context: Context
     ) -> list[Verdict]:
-        configured = self._directory.configured(spec.provider or "")
-        if configured is None:
+        directory = self._directory
+        configured = None if directory is None else directory.configured(spec.provider or "")
+        if directory is None or configured is None:
             problem = f"no provider {spec.provider} is configured"
+            if directory is None:
+                problem += " beside a trainer; send it to the central reward service"
             return [failed(ErrorCode.PROVIDER_UNKNOWN, problem) for _ in samples]
         name = configured.provider.name
         known = self._remote.get(name)
         if known is None or known[0] is not configured:
             if known is not None:
                 await known[1].close()
-            endpoint = ModelEndpoint(configured, self._directory.allowed_hosts)
+            endpoint = ModelEndpoint(configured, directory.allowed_hosts)
             known = self._remote[name] = (configured, endpoint)
         outcome = await known[1].scores(spec, samples, context.deadline)
         if isinstance(outcome, Refusal):

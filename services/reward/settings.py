@@ -13,7 +13,7 @@ class RewardSettings(Settings):
     reward_host: str = "127.0.0.1"
     """Address that the service binds; anything but loopback needs TRAINYARD_API_TOKEN."""
     reward_rules_only: bool = False
-    """Beside a trainer: rules, no judges, no database, no broker."""
+    """Beside a trainer: rules and reward models of this host; no judges, no database, no broker."""
     reward_idle_exit_seconds: float | None = Field(default=None, gt=0)
     """End by itself after so long without any request; None: never."""
     reward_verifiers: int = Field(default=1, ge=1, le=64)

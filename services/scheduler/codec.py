@@ -99,6 +99,8 @@ def desired_entry(decision: DesiredSet, config: dict[str, Any]) -> ControlEntry:
             "stop_mode": decision.stop_mode,
             "config": with_paths(config, decision.resolved),
             "model_path": decision.model_path,
+            "resolved": dict(decision.resolved),
+            "oom_halvings": decision.oom_halvings,
             "resume": decision.resume,
             "checkpoints": decision.checkpoints,
             "gpus": decision.gpus,

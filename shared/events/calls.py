@@ -127,6 +127,10 @@ class ControlEntry(EventBase):
     """The job's full flat configuration, for `run`."""
     model_path: str | None = None
     """Frozen model path, where `model_path` named a job or stage."""
+    resolved: dict[str, str] = Field(default_factory=dict)
+    """Folders of checkpoints that other parameters named, by their place, as they stand in `config`."""
+    oom_halvings: int = 0
+    """How often the micro batch is halved, since earlier attempts ran out of memory."""
     resume: bool = False
     """Start from the newest readable checkpoint of this job on the host."""
     checkpoints: tuple[int, ...] = ()

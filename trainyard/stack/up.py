@@ -23,7 +23,7 @@ from shared.disk.levels import shortage
 from shared.disk.reserve import NO_ROOM
 from shared.disk.volumes import volume_of
 from shared.ids import HostId, new_host_id
-from shared.runs import write_atomic_json
+from shared.runs import REWARD_TOKEN, write_atomic_json
 from shared.settings import Settings, without_secrets
 from trainyard.backup import swap
 from trainyard.backup.stack import ensure_stack_id
@@ -170,7 +170,7 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
             Service(
                 "agent",
                 python("services.gpu_agent"),
-                without_secrets(env, keep=("TRAINYARD_NATS_URL",)),
+                _agent_env(settings, env),
                 logs_dir / "agent.log",
                 agent_ready,
                 stop_seconds=grace,
@@ -179,6 +179,13 @@ def _services(settings: Settings, parts: Parts, url: str) -> list[Service]:
     for service in chosen:
         service.restart_cap = settings.restart_cap_seconds
     return chosen
+
+
+def _agent_env(settings: Settings, env: dict[str, str]) -> dict[str, str]:
+    """The agent reads no token of the api's; trainers with rewards get that of the reward service by its hand."""
+    kept = without_secrets(env, keep=("TRAINYARD_NATS_URL", REWARD_TOKEN))
+    token = settings.api_token
+    return kept if token is None or settings.reward_url else {**kept, REWARD_TOKEN: token}
 
 
 def _reward(settings: Settings, env: dict[str, str]) -> Service:

@@ -54,6 +54,8 @@ class HookContext:
     """(level, text) for the head of the attempt's log."""
     model_path: str = ""
     model: ModelReport | None = None
+    model_paths: dict[str, str] = field(default_factory=dict)
+    """Every other model parameter by its place, resolved."""
     train_data_path: str = ""
     eval_data_path: str | None = None
     resume_from: Path | None = None

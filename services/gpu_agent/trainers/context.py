@@ -114,6 +114,8 @@ class TrainContext:
     stop_cause: StopCause | None = None
     stop_message: tuple[str, str] | None = None
     """What the user is told (en, zh) where the run ends itself for a cause that needs words."""
+    reward_token: str | None = None
+    """Bearer token of the central reward service; it is one of `secrets`."""
 
     def should_stop(self) -> bool:
         """Tell whether someone outside asked this run to stop."""

@@ -30,7 +30,15 @@ from services.gpu_agent.trainers.failures import TrainingFailure, classify, no_r
 from shared.disk.levels import shortage
 from shared.disk.volumes import volume_of
 from shared.jobs.reasons import REASONS, Reason
-from shared.runs import EVENTS_FILE, RESULT_FILE, SPEC_FILE, RunResult, RunSpec, write_atomic_json
+from shared.runs import (
+    EVENTS_FILE,
+    RESULT_FILE,
+    REWARD_TOKEN,
+    SPEC_FILE,
+    RunResult,
+    RunSpec,
+    write_atomic_json,
+)
 
 TRAINERS: dict[str, str] = {
     "sft": "services.gpu_agent.trainers.sft",
@@ -49,6 +57,7 @@ def run_attempt(attempt_dir: Path, secrets: Mapping[str, str]) -> int:
         flag.install()
         spec = RunSpec.model_validate_json((attempt_dir / SPEC_FILE).read_bytes())
         context = TrainContext(spec, EventWriter(attempt_dir / EVENTS_FILE), flag, hidden)
+        context.reward_token = secrets.get(REWARD_TOKEN)
         with _environment(secrets), _process_setup():
             _train(context)
         result = _ended(context)

@@ -71,6 +71,7 @@ class DesiredSet:
     model_path: str | None = None
     resolved: Mapping[str, str] = field(default_factory=dict)
     """Other parameters that named a job's checkpoint, and its folder."""
+    oom_halvings: int = 0
     resume: bool = False
     checkpoints: tuple[int, ...] = ()
     """Steps of the job's checkpoints that this host can read."""

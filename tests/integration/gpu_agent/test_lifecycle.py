@@ -12,7 +12,9 @@ import pytest
 
 from services.gpu_agent import shim
 from services.gpu_agent.processes import ProcessRef, RunProcesses, family, is_locked
+from services.gpu_agent.settings import AgentSettings
 from shared.jobs.reasons import Reason
+from shared.runs import RunSpec
 from tests.conftest import eventually
 from tests.integration.gpu_agent.conftest import LocalAgent
 from tests.integration.gpu_agent.control_plane import ControlPlane
@@ -294,3 +296,38 @@ def test_pid_of_a_reused_number_is_not_signalled() -> None:
     assert fields is not None
     assert ProcessRef(os.getpid(), fields[2]).is_alive()
     assert not ProcessRef(os.getpid(), fields[2] - 1).send(signal.SIGTERM)
+
+
+async def test_a_trainer_is_told_where_rewards_are_and_the_token_by_the_descriptor(
+    local_agent: LocalAgent, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_REWARD_TOKEN", "reward-canary-value")
+    home = local_agent.broker.home
+    (home / "run").mkdir(exist_ok=True)
+    told = {"url": "http://127.0.0.1:4321", "pid": os.getpid()}
+    (home / "run" / "reward.json").write_text(json.dumps(told))
+    agent = await local_agent.start()
+    await plane.want(plane.entry("job1", config={"algorithm": "grpo"}, oom_halvings=2))
+    await plane.wait_exited("job1")
+    files = agent.files.job("job1").attempt(1)
+    spec = RunSpec.model_validate_json(files.spec.read_bytes())
+    assert agent.rules is not None
+    assert spec.rules_file == agent.rules.run_file
+    assert (spec.reward_url, spec.oom_halvings) == (told["url"], 2)
+    assert (files.root / "secret-length").read_text() == "{'TRAINYARD_REWARD_TOKEN': 19}"
+    for file in (files.spec, files.launch, agent.files.job("job1").log):
+        assert "reward-canary" not in file.read_text()
+    await plane.want(plane.entry("job2", config={"algorithm": "sft"}))
+    await plane.wait_exited("job2")
+    assert not (agent.files.job("job2").attempt(1).root / "secret-length").exists()
+
+
+def test_an_address_of_a_service_that_is_gone_is_not_passed_on(tmp_path: Path) -> None:
+    settings = AgentSettings(home=tmp_path)
+    assert settings.central_reward_url is None
+    (tmp_path / "run").mkdir()
+    gone = {"url": "http://127.0.0.1:4321", "pid": 2**22 + 1}
+    (tmp_path / "run" / "reward.json").write_text(json.dumps(gone))
+    assert settings.central_reward_url is None
+    named = AgentSettings(home=tmp_path, reward_url="http://reward:8100/")
+    assert named.central_reward_url == "http://reward:8100"

@@ -114,6 +114,20 @@ def test_self_play_by_a_reward_model(service: Service, model: Path) -> None:
     assert max(rates) == 1.0
 
 
+def test_beside_a_trainer_local_models_score_and_endpoints_do_not(
+    model: Path, tmp_path: Path
+) -> None:
+    allowed = {"TRAINYARD_REWARD_RULES_ONLY": "true", "TRAINYARD_DATA_ROOTS": str(model.parent)}
+    with Service(tmp_path / "home", **allowed) as beside:
+        assert ask(beside, ["good"], model_path=str(model)).results[0].reward is not None
+        refused = ask(beside, ["good"], model_path=str(tmp_path)).results[0]
+        assert refused.error is not None
+        assert "TRAINYARD_DATA_ROOTS" in refused.error.message
+        remote = ask(beside, ["x"], backend="http", provider="rm", model_path="m").results[0]
+        assert remote.error is not None
+        assert "central" in remote.error.message
+
+
 class Remote(BaseHTTPRequestHandler):
     """Speaks like vLLM, SGLang and OpenRLHF; the score is the length of the text."""
 

@@ -218,3 +218,44 @@ def test_check_that_breaks_is_a_refusal_with_words(make: Make) -> None:
     assert refusal is not None
     assert refusal.fault == "host"
     assert "boom" in refusal.message_en
+
+
+def test_every_other_model_is_resolved_by_its_place(make: Make, tmp_path: Path) -> None:
+    for name in ("model", "ref", "judge"):
+        small_model(tmp_path / name)
+    rewards = [{"name": "a"}, {"name": "b", "reward_model_path": "judge"}]
+    config = {"model_path": "model", "ref_model_path": "ref", "rewards": rewards}
+    context = make(config=config | {"reward_model_path": "org/rm"})
+    assert model.check(context) is None
+    assert context.model_paths == {
+        "ref_model_path": str(tmp_path / "ref"),
+        "reward_model_path": "org/rm",
+        "rewards.1.reward_model_path": str(tmp_path / "judge"),
+    }
+    refusal = model.check(make(config=config | {"ref_model_path": "./nowhere"}))
+    assert refusal is not None
+    assert refusal.reason is Reason.MODEL_MISSING
+
+
+def test_other_models_obey_the_roots_but_for_a_jobs_checkpoint(make: Make, tmp_path: Path) -> None:
+    small_model(tmp_path / "data" / "model")
+    elsewhere = str(small_model(tmp_path / "elsewhere" / "ref"))
+    roots = (tmp_path / "data",)
+    config = {"model_path": "data/model", "ref_model_path": elsewhere}
+    refusal = model.check(make(roots, config=config))
+    assert refusal is not None
+    assert refusal.reason is Reason.PATH_FORBIDDEN
+    resolved = {"ref_model_path": elsewhere}
+    assert model.check(make(roots, config=config, resolved=resolved)) is None
+
+
+def test_a_damaged_checkpoint_as_reference_is_refused_by_its_name(
+    make: Make, tmp_path: Path
+) -> None:
+    small_model(tmp_path / "model")
+    folder = saved(tmp_path / "other", 5)
+    (folder / "model.safetensors").write_bytes(b"weights of 6")
+    refusal = model.check(make(config={"model_path": "model", "ref_model_path": str(folder)}))
+    assert refusal is not None
+    assert refusal.reason is Reason.CHECKPOINT_CORRUPT
+    assert "ref_model_path" in refusal.message_en
