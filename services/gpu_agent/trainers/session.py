@@ -57,6 +57,11 @@ def begin(
     if resumed is not None:
         context.last_checkpoint, context.step = resumed.path, resumed.step
         context.info(f"Resuming from {resumed.path}")
+    if spec.oom_halvings:
+        context.warning(
+            f"Earlier attempts ran out of memory: rows of one forward pass are halved {spec.oom_halvings} times, "
+            "and gradients are accumulated over as many more; a step holds as many rows as before."
+        )
     context.phase("loading_model")
     numbers = loading.numerics(settings.precision, spec.device, lora=settings.lora_enabled)
     if numbers.bf16 and spec.device == "cpu":

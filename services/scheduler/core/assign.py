@@ -86,6 +86,7 @@ def desired_run(draft: Draft, job: Job, host: Host, run: Run, paths: dict[str, s
         desired="run",
         model_path=paths.get("model_path"),
         resolved={field: path for field, path in paths.items() if field != "model_path"},
+        oom_halvings=job.oom_halvings,
         # The agent picks the newest one that it can read, or starts from the model.
         resume=run.attempt > 1 and bool(there),
         checkpoints=tuple(sorted({c.step for c in there if host.can_read(c.location)})),

@@ -8,6 +8,7 @@ from typing import Any
 
 from services.scheduler.core.decisions import DesiredCleared, DesiredSet
 from services.scheduler.core.draft import Draft
+from services.scheduler.core.out_of_memory import OUT_OF_MEMORY, can_shrink, shrunk
 from services.scheduler.core.shortage import noted
 from services.scheduler.core.state import Job
 from shared.disk.levels import Shortage, holding
@@ -103,6 +104,9 @@ def _go_on(draft: Draft, job: Job, ending: Ending, wanted: str | None) -> Job:
     if ending.outcome == "refused" and verdict is Retry.SPEND:
         verdict = Retry.FREE
     exhausted = job.state.retries_spent >= job.max_retries
+    too_large = ending.outcome == "failed" and reason in OUT_OF_MEMORY
+    if too_large and not can_shrink(job):
+        return _end(draft, job, Change.FAILED, reason, ending)
     hopeless = job.setbacks + 1 >= draft.limits.setbacks_at_most
     if verdict is Retry.NEVER or (verdict is Retry.SPEND and exhausted) or hopeless:
         return _end(draft, job, Change.FAILED, reason, ending)
@@ -110,6 +114,9 @@ def _go_on(draft: Draft, job: Job, ending: Ending, wanted: str | None) -> Job:
         job = replace(
             job, state=job.state.model_copy(update={"retries_spent": job.state.retries_spent + 1})
         )
+    if too_large:
+        job, said = shrunk(job, ending.message)
+        ending = replace(ending, message=said)
     if wanted == "pause":
         return _pause(draft, job, Reason.USER, ending)
     if reason is Reason.DISK_FULL and ending.outcome == "failed":

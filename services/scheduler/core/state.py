@@ -157,6 +157,10 @@ class Job:
     order: int
     """Place in the order of arrival: the age. A job that is placed again keeps it."""
     demand: Demand = Demand()
+    micro_batch: int = 0
+    """Rows of one forward pass as they were asked for; 0: not known, for jobs of older versions."""
+    oom_halvings: int = 0
+    """How often they are halved, since attempts ran out of memory."""
     max_retries: int = 1
     policy: DisconnectPolicy = DisconnectPolicy.KEEP
     depends_on: tuple[str, ...] = ()

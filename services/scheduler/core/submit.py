@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from services.scheduler.core.decisions import ConfigSaved
 from services.scheduler.core.draft import Draft
+from services.scheduler.core.out_of_memory import micro_batch
 from services.scheduler.core.readiness import select
 from services.scheduler.core.state import Demand, Job, ModelRef
 from shared.events.requests import JobSubmitRequested
@@ -95,6 +96,7 @@ def _read(bare: Job, spec: JobSpec, gpu_memory_mib: int | None) -> Job:
             pin=spec.ssh_host if spec.run_mode == "ssh" else spec.host,
             memory_mib=gpu_memory_mib or 0,
         ),
+        micro_batch=micro_batch(spec),
         max_retries=spec.max_retries,
         policy=DisconnectPolicy(spec.disconnect_policy),
         depends_on=tuple(depends_on),
