@@ -27,6 +27,16 @@ START_SECONDS = 10.0
 TEST_STORE_MIB = 256
 
 
+NIGHTLY_SECONDS = 3600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow proofs their hour."""
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.timeout(NIGHTLY_SECONDS))
+
+
 async def eventually(
     check: Callable[[], object | Awaitable[object]], timeout: float = 10.0, every: float = 0.02
 ) -> None:
