@@ -24,6 +24,8 @@ from shared.bus.embedded import EmbeddedBroker, reload_permissions
 from shared.settings import Settings
 
 START_SECONDS = 10.0
+PATIENCE = 4.0
+"""What a quiet machine does in a second may take a loaded one so many."""
 TEST_STORE_MIB = 256
 
 
@@ -40,8 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 async def eventually(
     check: Callable[[], object | Awaitable[object]], timeout: float = 10.0, every: float = 0.02
 ) -> None:
-    """Poll `check` until it is truthy; fail with its last value after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    """Poll `check` until it is truthy; fail with its last value after `timeout` seconds, more on a busy machine."""
+    deadline = time.monotonic() + timeout * PATIENCE
     while True:
         value = check()
         if isinstance(value, Awaitable):

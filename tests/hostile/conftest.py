@@ -23,6 +23,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 @pytest.fixture
 def unharmed(target: Target) -> Iterator[Target]:
     """Nothing is written meanwhile, and it does not take long."""
+    target.settle()
     before, began = target.written(), time.monotonic()
     yield target
     assert time.monotonic() - began < 2 * SECONDS_AT_MOST

@@ -15,9 +15,17 @@ from services.api.deps import Language, Services
 from services.api.monitoring.schemas import LogPage, MetricsRead, SamplePage, SystemRead
 from services.api.telemetry.records import LEVELS
 from services.api.telemetry.series import ChartQuery, chart
-from services.api.telemetry.windows import LogQuery, SampleSort, job_id_of, logs, samples, system
+from services.api.telemetry.windows import (
+    LogQuery,
+    SampleQuery,
+    SampleSort,
+    job_id_of,
+    logs,
+    samples,
+    system,
+)
 from shared.db import Database
-from shared.errors import FieldProblem, invalid
+from shared.errors import FieldProblem, TrainyardError, invalid
 from shared.jobs.reasons import Lang
 
 ReadJob = Callable[[str, Lang], Awaitable[dict[str, Any]]]
@@ -118,21 +126,27 @@ def telemetry_routes(read_job: ReadJob) -> APIRouter:
         )
 
     @router.get("/samples", response_model=SamplePage)
-    async def read_samples(
+    async def read_samples(  # noqa: PLR0913 - one parameter each in the query
         uuid: str,
         services: Services,
         lang: Language,
         step: Bound = None,
+        prompt: Annotated[
+            str | None,
+            Query(max_length=1000, description="Only samples whose prompt holds this text."),
+        ] = None,
         sort: SampleSort = "-step",
+        after: Annotated[
+            int | None,
+            Query(ge=0, le=2**53, description="`next` of the page before."),
+        ] = None,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
     ) -> Response:
         """Return sample completions with rewards."""
         job_id, last_seq = await found(services, uuid, lang)
-        body = await services.telemetry.read(
-            lambda s: orjson.dumps(
-                {"items": samples(s, job_id, step, sort, limit), "last_seq": last_seq}
-            )
-        )
+        query = SampleQuery(step, prompt, sort, after, limit)
+
+        body = await services.telemetry.read(lambda s: _sample_page(s, job_id, query, last_seq))
         return Response(body, media_type="application/json")
 
     @router.get("/system", response_model=SystemRead)
@@ -225,3 +239,25 @@ def _check_range(start: float | None, stop: float | None) -> None:
 
 def _file_name(uuid: str) -> str:
     return "".join(c for c in uuid if c.isascii() and (c.isalnum() or c in "-_"))[:64]
+
+
+def _sample_page(session: Session, job_id: int, query: SampleQuery, last_seq: int) -> bytes:
+    page = samples(session, job_id, query)
+    if page is None:
+        raise _no_such_sample(query.after)
+    return orjson.dumps({"items": page.items, "next": page.next, "last_seq": last_seq})
+
+
+def _no_such_sample(after: int | None) -> TrainyardError:
+    return invalid(
+        [
+            FieldProblem(
+                "after",
+                str(after),
+                "after names no sample of this job; take `next` of the page before.",
+                "after 不是该任务的样例；请使用上一页返回的 next。",
+                None,
+                "cursor_invalid",
+            )
+        ]
+    )

@@ -56,10 +56,31 @@ class LogPage(BaseModel):
     last_seq: int
 
 
+class SampleRead(BaseModel):
+    """One completion, and what it was worth: `reward` is null where there was no verdict."""
+
+    model_config = ConfigDict(extra="allow")
+
+    seq: int
+    time: str
+    attempt: int | None = None
+    step: float | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    reward: float | None = None
+    components: dict[str, float | None] = {}
+    advantage: float | None = None
+    truncated: bool = False
+    reference: str | None = Field(None, description="The answer expected, where there is one.")
+
+
 class SamplePage(BaseModel):
     """Sample completions with their rewards."""
 
-    items: list[dict[str, Any]]
+    items: list[SampleRead]
+    next: int | None = Field(
+        description="Pass as `after`, with the same sort and filter, for the next page; null at the end."
+    )
     last_seq: int
 
 

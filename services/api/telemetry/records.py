@@ -142,6 +142,7 @@ def sample_row(item: dict[str, Any], fallback_time: float) -> Row:
         "type": "sample",
         "step": finite(item.get("step")),
         "value": finite(item.get("reward")),
+        "text": clean(item.get("prompt") or "", MAX_MESSAGE),
         "time": item_time(item, fallback_time),
         "body": to_json(body),
     }

@@ -84,7 +84,7 @@ record = Table(
     Column("level", Integer, doc="of a log line: 10 DEBUG … 40 ERROR"),
     Column("value", Float, doc="reward of a sample, to sort by"),
     Column("time", Float, nullable=False, doc="seconds since the epoch"),
-    Column("text", Text, doc="message of a log line"),
+    Column("text", Text, doc="message of a log line, prompt of a sample: to search in"),
     Column("body", Text, doc="the rest, JSON"),
     sqlite_with_rowid=False,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlmodel import Session
 
 from services.api.telemetry import tables
@@ -69,17 +69,57 @@ def _log_line(row: Any) -> dict[str, Any]:
     }
 
 
-def samples(
-    session: Session, job_id: int, step: float | None, sort: SampleSort, limit: int
-) -> list[dict[str, Any]]:
-    """Return sample completions; of equal sort keys the newest first."""
-    column = R.value if sort.endswith("reward") else R.step
-    order = column.desc() if sort.startswith("-") else column.asc()
-    statement = select(tables.record).where(R.job_id == job_id, R.type == "sample")
-    if step is not None:
-        statement = statement.where(R.step == step)
-    statement = statement.order_by(order.nulls_last(), R.seq.desc()).limit(limit)
-    return [_with_seq(row) for row in session.execute(statement).mappings()]
+@dataclass(frozen=True, slots=True)
+class SampleQuery:
+    """Which sample completions, in which order, and behind which one."""
+
+    step: float | None = None
+    prompt: str | None = None
+    """Only samples whose prompt holds this text; case does not count."""
+    sort: SampleSort = "-step"
+    after: int | None = None
+    """`seq` of the last sample of the page before."""
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class SampleWindow:
+    """One page; `next` is None at the end."""
+
+    items: list[dict[str, Any]]
+    next: int | None
+
+
+def samples(session: Session, job_id: int, query: SampleQuery) -> SampleWindow | None:
+    """Return sample completions; of equal sort keys the newest first. None where `after` names no sample."""
+    column = R.value if query.sort.endswith("reward") else R.step
+    falling = query.sort.startswith("-")
+    wanted: list[ColumnElement[bool]] = [R.job_id == job_id, R.type == "sample"]
+    if query.after is not None:
+        last = session.execute(select(column.label("key")).where(*wanted, R.seq == query.after))
+        row = last.one_or_none()
+        if row is None:
+            return None
+        wanted.append(_behind(column, row.key, query.after, falling=falling))
+    if query.step is not None:
+        wanted.append(R.step == query.step)
+    if query.prompt:
+        wanted.append(R.text.icontains(query.prompt, autoescape=True))
+    order = (column.desc() if falling else column.asc()).nulls_last()
+    statement = select(tables.record).where(*wanted).order_by(order, R.seq.desc())
+    rows = session.execute(statement.limit(query.limit + 1)).mappings().all()
+    items = [_with_seq(row) for row in rows[: query.limit]]
+    return SampleWindow(items, items[-1]["seq"] if len(rows) > query.limit else None)
+
+
+def _behind(
+    column: ColumnElement[Any], key: float | None, seq: int, *, falling: bool
+) -> ColumnElement[bool]:
+    """Return what comes behind (key, seq) where keys fall or rise, null last, and numbers fall."""
+    if key is None:
+        return and_(column.is_(None), R.seq < seq)
+    further = column < key if falling else column > key
+    return or_(further, and_(column == key, R.seq < seq), column.is_(None))
 
 
 def _with_seq(row: Any) -> dict[str, Any]:

@@ -64,7 +64,7 @@ async def test_it_starts_behind_its_position_and_returns_what_is_there(
     assert reader.pending == 0
     start = time.monotonic()
     assert await reader.fetch(timeout=0.2) == []
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
     await publish(agent, [fact(11)])
     assert await read(reader, 1) == [11]
 
@@ -78,7 +78,7 @@ async def test_a_waiting_fetch_wakes_at_once(bus_for, streams, fact) -> None:
     start = time.monotonic()
     await publish(agent, [fact(1)])
     assert len(await waiting) == 1
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
 
 
 async def test_filters_leave_out_other_subjects(bus_for, streams, fact) -> None:
@@ -142,7 +142,7 @@ async def test_a_broker_that_is_away_is_said_within_the_deadline(broker, bus_for
     start = time.monotonic()
     with pytest.raises(BusUnavailable):
         await fetch_until_it_fails(reader, 0.3)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10
     await reader.close()
 
 

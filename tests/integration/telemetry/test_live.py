@@ -353,6 +353,18 @@ async def test_logs_by_window_level_and_text(sqlite_yard: Yard, site: Site) -> N
     assert "attachment" in answer.headers["content-disposition"]
 
 
+async def paged(site: Site, sort: str) -> list[float | None]:
+    """Read all samples, one a page."""
+    rewards, after = [], None
+    while True:
+        params = {"sort": sort, "limit": 1} | ({} if after is None else {"after": after})
+        page = (await site.get("j/samples", params=params)).json()
+        rewards += [item["reward"] for item in page["items"]]
+        after = page["next"]
+        if after is None:
+            return rewards
+
+
 async def test_samples_and_system(sqlite_yard: Yard, site: Site) -> None:
     await sqlite_yard.job(Change.ASSIGNED, 1, attempt=1, host="h1")
     samples = tuple(
@@ -360,7 +372,7 @@ async def test_samples_and_system(sqlite_yard: Yard, site: Site) -> None:
             "t": 1.0,
             "type": "sample",
             "step": n // 2,
-            "prompt": "p",
+            "prompt": f"add {n}",
             "completion": str(n),
             "reward": r,
         }
@@ -376,6 +388,17 @@ async def test_samples_and_system(sqlite_yard: Yard, site: Site) -> None:
     assert [s["reward"] for s in best] == [1.0, 0.5]
     first = (await site.get("j/samples", params={"step": 0, "sort": "reward"})).json()["items"]
     assert [s["reward"] for s in first] == [0.5, None]
+    for sort, rewards in (
+        ("-reward", [1.0, 0.5, 0.0, None]),
+        ("reward", [0.0, 0.5, 1.0, None]),
+        ("-step", [0.0, 1.0, None, 0.5]),
+        ("step", [None, 0.5, 0.0, 1.0]),
+    ):
+        assert await paged(site, sort) == rewards, sort
+    named = await site.get("j/samples", params={"prompt": "ADD 1"})
+    assert [s["completion"] for s in named.json()["items"]] == ["1"]
+    wrong = await site.get("j/samples", params={"after": 1})
+    assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "after")
     system = (await site.get("j/system")).json()
     assert system["time"] == [100.0 + n for n in range(9)]
     assert system["gpus"][0]["utilization"] == list(range(9))
