@@ -303,7 +303,6 @@ CASES: dict[str, list[Case]] = {
         ask("sort", "sort=text", "sort", "not_allowed"),
         ask("limit", "limit=501", "limit", "out_of_range"),
         ask("after", "after=-1", "after", "out_of_range"),
-        ask("after of another list", "after=123456", "after", "cursor_invalid"),
         ask("prompt too long", f"prompt={'p' * 1001}", "prompt", "too_long"),
     ],
     "GET /api/v1/jobs/{uuid}/system": [

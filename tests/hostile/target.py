@@ -9,8 +9,8 @@ import re
 import signal
 import socket
 import sqlite3
-import time
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field

@@ -25,7 +25,7 @@ from services.api.telemetry.windows import (
     system,
 )
 from shared.db import Database
-from shared.errors import FieldProblem, TrainyardError, invalid
+from shared.errors import FieldProblem, invalid, not_found
 from shared.jobs.reasons import Lang
 
 ReadJob = Callable[[str, Lang], Awaitable[dict[str, Any]]]
@@ -244,20 +244,5 @@ def _file_name(uuid: str) -> str:
 def _sample_page(session: Session, job_id: int, query: SampleQuery, last_seq: int) -> bytes:
     page = samples(session, job_id, query)
     if page is None:
-        raise _no_such_sample(query.after)
+        raise not_found("sample", "样例", str(query.after))
     return orjson.dumps({"items": page.items, "next": page.next, "last_seq": last_seq})
-
-
-def _no_such_sample(after: int | None) -> TrainyardError:
-    return invalid(
-        [
-            FieldProblem(
-                "after",
-                str(after),
-                "after names no sample of this job; take `next` of the page before.",
-                "after 不是该任务的样例；请使用上一页返回的 next。",
-                None,
-                "cursor_invalid",
-            )
-        ]
-    )
