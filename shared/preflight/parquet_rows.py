@@ -1,4 +1,7 @@
-"""Rows of a .parquet file, batch by batch, with caps on what its footer declares before anything is read."""
+"""Rows of a .parquet file, batch by batch, with caps on what its footer declares before anything is read.
+
+Only for the process of parquet_worker: the Parquet library ends the process on some damaged files.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,19 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shared.preflight.finding import Finding, Place, shown
-from shared.preflight.json_rows import Parsed
+from shared.preflight.finding import Finding, shown
+from shared.preflight.parquet_findings import bomb, damaged, too_large
+from shared.preflight.parquet_wire import Rows
 from shared.preflight.sources import FIELD, Limits, Source
 
 _BATCH_ROWS = 64
 _BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, TypeError, KeyError)
 
 
-def read(source: Source, limits: Limits) -> Iterator[Parsed]:
-    """The rows of an open Parquet file; a damaged or oversized one ends with its finding."""
+def read(source: Source, limits: Limits) -> Iterator[Rows | Finding]:
+    """The rows of an open Parquet file, a batch at a time; a damaged or oversized one ends with its finding."""
     refusal = _footer_failure(source, limits)
     if refusal is not None:
-        yield Place(), refusal
+        yield refusal
         return
     row = 0
     try:
@@ -32,22 +36,22 @@ def read(source: Source, limits: Limits) -> Iterator[Parsed]:
             file.schema_arrow, limits
         )
         if refusal is not None:
-            yield Place(), refusal
+            yield refusal
             return
         unpacked = 0
         for batch in _batches(source, file, limits):
             if isinstance(batch, Finding):
-                yield Place(row=row + 1), batch
+                yield batch
                 return
             unpacked += batch.nbytes
             if unpacked > limits.unpacked_free + limits.unpacked_ratio * source.size:
-                yield Place(row=row + 1), _bomb(unpacked, source.size)
+                yield bomb(unpacked, source.size)
                 return
-            for values in batch.to_pylist():
-                row += 1
-                yield Place(row=row), dict(values)
+            rows: Rows = batch.to_pylist()
+            yield rows
+            row += len(rows)
     except _BROKEN as error:
-        yield Place(row=row + 1), _damaged(error, row)
+        yield damaged(str(error) or type(error).__name__, row)
 
 
 def _batches(source: Source, file: Any, limits: Limits) -> Iterator[Any]:
@@ -62,10 +66,13 @@ def _batches(source: Source, file: Any, limits: Limits) -> Iterator[Any]:
     for group in range(file.metadata.num_row_groups):
         if file.metadata.row_group(group).num_rows == 0:
             continue
-        first = next(looker.iter_batches(batch_size=1, row_groups=[group], use_threads=False))
+        ahead = looker.iter_batches(batch_size=1, row_groups=[group], use_threads=False)
+        first = next(ahead, None)
+        if first is None:
+            raise ValueError("a row group declares rows that it does not hold")
         longest = sum(_longest(column) for column in first.columns)
         if longest > limits.batch_bytes:
-            yield _too_large(f"a row of {longest:,} bytes", limits.batch_bytes)
+            yield too_large(f"a row of {longest:,} bytes", limits.batch_bytes)
             return
         rows = max(1, min(_BATCH_ROWS, limits.batch_bytes // max(1, longest)))
         yield from file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
@@ -83,15 +90,15 @@ def _longest(column: Any) -> int:
 
 def _footer_failure(source: Source, limits: Limits) -> Finding | None:
     if source.size < 12:
-        return _damaged(ValueError("the file ends before its footer"), 0)
+        return damaged("the file ends before its footer", 0)
     source.stream.seek(-8, 2)
     tail = source.stream.read(8)
     source.stream.seek(0)
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != b"PAR1" or length > source.size - 12:
-        return _damaged(ValueError("the footer is missing or cut off"), 0)
+        return damaged("the footer is missing or cut off", 0)
     return (
-        _too_large(f"a footer of {length:,} bytes", limits.footer_bytes)
+        too_large(f"a footer of {length:,} bytes", limits.footer_bytes)
         if length > limits.footer_bytes
         else None
     )
@@ -99,23 +106,23 @@ def _footer_failure(source: Source, limits: Limits) -> Finding | None:
 
 def _declared_failure(metadata: Any, limits: Limits) -> Finding | None:
     if metadata.num_row_groups > limits.row_groups:
-        return _too_large(f"{metadata.num_row_groups:,} row groups", limits.row_groups)
+        return too_large(f"{metadata.num_row_groups:,} row groups", limits.row_groups)
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         size = int(group.total_byte_size)
         if size > limits.row_group_bytes or size < 0:
-            return _too_large(f"a row group of {size:,} bytes unpacked", limits.row_group_bytes)
+            return too_large(f"a row group of {size:,} bytes unpacked", limits.row_group_bytes)
         packed = sum(
             max(0, int(group.column(at).total_compressed_size)) for at in range(group.num_columns)
         )
         if size > limits.unpacked_free + limits.unpacked_ratio * packed:
-            return _bomb(size, packed)
+            return bomb(size, packed)
     return None
 
 
 def _schema_failure(schema: Any, limits: Limits) -> Finding | None:
     if len(schema) > limits.columns:
-        return _too_large(f"{len(schema):,} columns", limits.columns)
+        return too_large(f"{len(schema):,} columns", limits.columns)
     for column in schema:
         if _holds_binary(column.type, limits.depth):
             name = shown(column.name)
@@ -143,38 +150,3 @@ def _holds_binary(kind: Any, depth: int) -> bool:
     if pa.types.is_dictionary(kind):
         return _holds_binary(kind.value_type, depth - 1)
     return any(_holds_binary(kind.field(at).type, depth - 1) for at in range(kind.num_fields))
-
-
-def _too_large(what: str, most: int) -> Finding:
-    return Finding(
-        "parquet_too_large",
-        FIELD,
-        f"The Parquet file declares {what}; at most {most:,} is read. Write it again with smaller row groups.",
-        f"该 Parquet 文件声明了 {what}，超过上限 {most:,}。请用更小的 row group 重新写出。",
-        value=what,
-        allowed=f"<= {most:,}",
-    )
-
-
-def _bomb(unpacked: int, packed: int) -> Finding:
-    return Finding(
-        "parquet_too_large",
-        FIELD,
-        f"The Parquet file unpacks from {packed:,} bytes to more than {unpacked:,}, as no text does. Drop repeated rows, or write it without compression.",
-        f"该 Parquet 文件的 {packed:,} 字节会解压为 {unpacked:,} 字节以上，正常文本不会如此。请删除重复的行，或不压缩重新写出。",
-        value=f"{unpacked:,}",
-        allowed="<= 200 : 1",
-    )
-
-
-def _damaged(error: Exception, rows: int) -> Finding:
-    reason = shown(str(error) or type(error).__name__, 160)
-    place = Place(row=rows + 1)
-    return Finding(
-        "parquet_error",
-        FIELD,
-        f"The Parquet file is damaged after {rows} rows ({reason}). Write it again.",
-        f"Parquet 文件在第 {rows} 条之后损坏（{reason}）。请重新写出。",
-        row=place.row,
-        value=reason,
-    )

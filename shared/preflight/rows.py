@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.preflight import csv_rows, json_rows
+from shared.preflight import csv_rows, json_rows, parquet_reader
 from shared.preflight.finding import Finding, Place
 from shared.preflight.sources import Limits, Source, empty_dataset, open_source
 
@@ -52,7 +52,4 @@ def _parsed(source: Source, limits: Limits) -> Iterator[tuple[Place, dict[str, o
         case "csv":
             return csv_rows.read(source.stream, limits)
         case "parquet":
-            # Only now: pyarrow would cost every start of the api and the agent 0.1 s.
-            from shared.preflight import parquet_rows  # noqa: PLC0415
-
-            return parquet_rows.read(source, limits)
+            return parquet_reader.read(source, limits)

@@ -50,6 +50,10 @@ class Limits:
     unpacked_free: int = 64 << 20
     """Unpacked bytes that are read whatever the ratio is."""
     columns: int = 1000
+    reader_bytes: int = 4 << 30
+    """Address space of the process that reads a Parquet file: a row group packed and unpacked, twice."""
+    reader_seconds: float = 120.0
+    """Longest wait for the next rows of a Parquet file; one that needs longer is not read on."""
 
 
 @dataclass(slots=True)

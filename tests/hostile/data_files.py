@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.hostile.aborting_parquet import ABORTING, DECLARED_ROWS
+
 Make = Callable[[], bytes]
 GOOD = b'{"prompt":"a","response":"b"}\n'
 BOM = b"\xef\xbb\xbf"
@@ -118,6 +120,8 @@ FILES: list[tuple[str, str, Make | bytes, str, int | None]] = [
     ("cut Parquet", "a.parquet", lambda: column(["a"] * 999)()[:-20], "parquet_error", None),
     ("its footer lies", "a.parquet", lambda: b"PAR1" + b"x" * 100 + (2**31 - 1).to_bytes(4, "little") + b"PAR1", "parquet_error", None),
     ("its footer is garbage", "a.parquet", lambda: b"PAR1" + b"\xff" * 500 + (400).to_bytes(4, "little") + b"PAR1", "parquet_error", None),
+    *((f"in its footer {name}", "a.parquet", data, "parquet_error", None) for name, data in ABORTING.items()),
+    ("its footer declares rows that are not there", "a.parquet", DECLARED_ROWS, "parquet_error", None),
     ("Parquet by another name", "a.jsonl", column(["a"]), "wrong_format", None),
     ("bytes", "a.parquet", column([b"\x80\x04."]), "binary_column", None),
     ("bytes in lists", "a.parquet", column([[b"\x80\x04."]]), "binary_column", None),

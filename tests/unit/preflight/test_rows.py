@@ -299,7 +299,7 @@ def test_no_bytes_raise(tmp_path: Path, data: bytes, ending: str) -> None:
             assert item.message("zh").encode()
 
 
-@FUZZ
+@settings(FUZZ, max_examples=20)  # each is read in a process of its own
 @given(
     edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8),
     cut=st.integers(0, 400),
