@@ -144,11 +144,21 @@ def start(home: Path) -> Target:
             assert reply.status_code == 201, reply.text
             setattr(target, name, reply.json()["uuid"])
         asyncio.run(_tell(target))
+        _until_published(home)
     except BaseException:
         target.stop()
         raise
     target.fill = {"uuid": target.ended, "host": target.host, "step": "3", "name": "HF_TOKEN"}
     return target
+
+
+def _until_published(home: Path) -> None:
+    """Wait until the api has noted that the broker has what it was asked for; nothing changes by itself then."""
+    deadline = time.monotonic() + SECONDS_AT_MOST
+    with closing(sqlite3.connect(f"file:{home / 'api/main.db'}?mode=ro", uri=True)) as connection:
+        while connection.execute("SELECT count(*) FROM request WHERE epoch IS NULL").fetchone()[0]:
+            assert time.monotonic() < deadline, "requests are still unpublished"
+            time.sleep(0.02)
 
 
 async def _broker(broker: RunningBroker) -> None:
