@@ -105,6 +105,8 @@ class TrainContext:
     events: EventWriter
     stop: StopFlag
     secrets: tuple[str, ...] = ()
+    named_secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The same by name, for those who must show one: to the reward service, or to a judge."""
     step: int = 0
     total_steps: int = 0
     last_checkpoint: Path | None = None
@@ -114,8 +116,6 @@ class TrainContext:
     stop_cause: StopCause | None = None
     stop_message: tuple[str, str] | None = None
     """What the user is told (en, zh) where the run ends itself for a cause that needs words."""
-    reward_token: str | None = None
-    """Bearer token of the central reward service; it is one of `secrets`."""
 
     def should_stop(self) -> bool:
         """Tell whether someone outside asked this run to stop."""

@@ -6,8 +6,8 @@ With a chat template a prompt with its response is a conversation of two turns; 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -45,6 +45,8 @@ class Prompt:
     reference: str
     special_tokens: bool
     """Whether the tokenizer must still add its own begin token (plain text)."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """All columns of the row, for those that a reward names."""
 
 
 class ExampleEncoder:
@@ -101,11 +103,13 @@ class ExampleEncoder:
 
     def _prompt(self, example: Example) -> Prompt:
         if not self._chat:
-            return Prompt(example.prompt, example.prompt, example.response, special_tokens=True)
+            text, response = example.prompt, example.response
+            return Prompt(text, text, response, special_tokens=True, row=example.row)
         messages = example.as_messages()
         text = self._render(messages[:-1], example, add_generation_prompt=True)
         asked = str(messages[-2]["content"]) if len(messages) > 1 else ""
-        return Prompt(text, asked, str(messages[-1]["content"]), special_tokens=False)
+        reference = str(messages[-1]["content"])
+        return Prompt(text, asked, reference, special_tokens=False, row=example.row)
 
     def _pairs(self, examples: list[Example]) -> Iterator[tuple[list[int], list[int]]]:
         if self._chat:

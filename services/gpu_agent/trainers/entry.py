@@ -33,7 +33,6 @@ from shared.jobs.reasons import REASONS, Reason
 from shared.runs import (
     EVENTS_FILE,
     RESULT_FILE,
-    REWARD_TOKEN,
     SPEC_FILE,
     RunResult,
     RunSpec,
@@ -56,8 +55,7 @@ def run_attempt(attempt_dir: Path, secrets: Mapping[str, str]) -> int:
     try:
         flag.install()
         spec = RunSpec.model_validate_json((attempt_dir / SPEC_FILE).read_bytes())
-        context = TrainContext(spec, EventWriter(attempt_dir / EVENTS_FILE), flag, hidden)
-        context.reward_token = secrets.get(REWARD_TOKEN)
+        context = TrainContext(spec, EventWriter(attempt_dir / EVENTS_FILE), flag, hidden, secrets)
         with _environment(secrets), _process_setup():
             _train(context)
         result = _ended(context)

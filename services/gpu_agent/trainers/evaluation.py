@@ -1,48 +1,56 @@
-"""Greedy answers to evaluation prompts, compared with the reference answers: `eval_accuracy`."""
+"""Greedy answers to evaluation prompts, judged by the job's rule, else compared with the reference answers: `eval_accuracy`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import GenerationConfig
-
+from services.gpu_agent.trainers.context import Sample, TrainContext
 from services.gpu_agent.trainers.encoding import Prompt
 from services.gpu_agent.trainers.matching import matches
+from services.gpu_agent.trainers.rewarding import Scorer
+from services.gpu_agent.trainers.rollout_report import sample_of
+from services.gpu_agent.trainers.rollouts import Rollout, RolloutPrompt
+from services.gpu_agent.trainers.writing import Written, write_greedily
 
 _MIN_NEW_TOKENS = 16
-_BATCH_AT_LEAST = 16
+BATCH_AT_LEAST = 16
 SHOWN_SAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model wrote for one prompt."""
+    """What the model wrote for one prompt; `correct` is None where nobody could say."""
 
     prompt: Prompt
     completion: str
-    correct: bool
+    correct: bool | None
     truncated: bool
     """It did not end by itself."""
+    sample: Sample
 
 
 class AnswerChecker:
     """Generates and checks answers; the prompts are tokenized once."""
 
     def __init__(
-        self, tokenizer: Any, prompts: list[Prompt], context_length: int, batch_size: int
+        self,
+        tokenizer: Any,
+        prompts: list[Prompt],
+        context_length: int,
+        batch_size: int,
+        scorer: Scorer | None = None,
     ) -> None:
+        """`scorer`: the rule of `reward_fn_*`; None: answers must match the reference exactly (`matching`)."""
         self._tokenizer = tokenizer
-        self._batch_size = max(batch_size, _BATCH_AT_LEAST)
-        self._items = [
-            (
-                p,
-                tokenizer(p.text, add_special_tokens=p.special_tokens)["input_ids"][
-                    -context_length + 1 :
-                ],
-            )
+        self._batch_size = max(batch_size, BATCH_AT_LEAST)
+        self._scorer = scorer
+        self._prompts = prompts
+        self._ids = [
+            tokenizer(p.text, add_special_tokens=p.special_tokens)["input_ids"][
+                -context_length + 1 :
+            ]
             for p in prompts
         ]
         # An answer twice as long as the longest reference can no longer be that reference with room to think before it.
@@ -50,56 +58,60 @@ class AnswerChecker:
             "input_ids"
         ]
         wanted = 2 * max(len(ids) for ids in references) + _MIN_NEW_TOKENS
-        self._new_tokens = max(
-            1, min(wanted, context_length - max(len(ids) for _, ids in self._items))
-        )
+        self._new_tokens = max(1, min(wanted, context_length - max(len(ids) for ids in self._ids)))
+
+    def close(self) -> None:
+        """End the scorer."""
+        if self._scorer is not None:
+            self._scorer.close()
 
     def answers(self, model: Any, give_way: Callable[[], None]) -> list[Answer]:
-        """Answer every prompt greedily, in batches padded on the left. `give_way` is called before each batch."""
-        config = self._generation_config(model)
-        found: list[Answer] = []
-        for start in range(0, len(self._items), self._batch_size):
-            give_way()
-            batch = self._items[start : start + self._batch_size]
-            found.extend(self._answer_batch(model, config, batch))
-        return found
+        """Answer every prompt greedily. `give_way` is called before each batch, and before the answers are judged."""
+        written = write_greedily(
+            model, self._tokenizer, self._ids, self._new_tokens, self._batch_size, give_way
+        )
+        if self._scorer is None:
+            return [_compared(p, w) for p, w in zip(self._prompts, written, strict=True)]
+        give_way()
+        rollouts = [_rollout(n, p, w) for n, (p, w) in enumerate(zip(self._prompts, written, strict=True))]  # fmt: skip
+        verdicts = self._scorer.score(rollouts, "eval")
+        plan = self._scorer.plan
+        return [
+            Answer(p, r.completion, _right(plan.measured(v), plan.right_from), r.truncated, sample_of(r, v))
+            for p, r, v in zip(self._prompts, rollouts, verdicts, strict=True)
+        ]  # fmt: skip
 
-    def _answer_batch(
-        self, model: Any, config: Any, batch: list[tuple[Prompt, list[int]]]
-    ) -> list[Answer]:
-        width = max(len(ids) for _, ids in batch)
-        pad = config.pad_token_id
-        rows = torch.tensor(
-            [[pad] * (width - len(ids)) + ids for _, ids in batch], device=model.device
-        )
-        mask = torch.tensor(
-            [[0] * (width - len(ids)) + [1] * len(ids) for _, ids in batch], device=model.device
-        )
-        with torch.inference_mode():
-            generated = model.generate(
-                input_ids=rows, attention_mask=mask, generation_config=config
-            )
-        ends = set(config.eos_token_id)
-        answers = []
-        for (prompt, _), row in zip(batch, generated[:, width:].tolist(), strict=True):
-            stop = next((i for i, token in enumerate(row) if token in ends), None)
-            text = self._tokenizer.decode(row[:stop], skip_special_tokens=True)
-            answers.append(
-                Answer(prompt, text, matches(text, prompt.reference), truncated=stop is None)
-            )
-        return answers
 
-    def _generation_config(self, model: Any) -> Any:
-        own = model.generation_config.eos_token_id
-        ends = [own] if isinstance(own, int) else list(own or [])
-        if self._tokenizer.eos_token_id is not None:
-            ends.append(self._tokenizer.eos_token_id)
-        return GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False,
-            max_new_tokens=self._new_tokens,
-            eos_token_id=sorted(set(ends)),
-            pad_token_id=self._tokenizer.pad_token_id
-            if self._tokenizer.pad_token_id is not None
-            else (ends[0] if ends else 0),
-            use_cache=True,
-        )
+def accuracy(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return `eval_accuracy` among the answers that could be judged; {} where none could."""
+    judged = [a.correct for a in answers if a.correct is not None]
+    return {"eval_accuracy": sum(judged) / len(judged)} if judged else {}
+
+
+def show(context: TrainContext, step: int, answers: Sequence[Answer]) -> None:
+    """Write some of the answers, for people to read."""
+    for answer in answers[:SHOWN_SAMPLES]:
+        context.sample(step, answer.sample)
+
+
+def _compared(prompt: Prompt, written: Written) -> Answer:
+    correct = matches(written.text, prompt.reference)
+    score = float(correct)
+    sample = Sample(
+        prompt.shown,
+        written.text,
+        score,
+        {"exact_match": score},
+        truncated=written.truncated,
+        reference=prompt.reference,
+    )
+    return Answer(prompt, written.text, correct, written.truncated, sample)
+
+
+def _rollout(number: int, prompt: Prompt, written: Written) -> Rollout:
+    asked = RolloutPrompt(number, prompt.text, (), prompt.shown, prompt.reference, prompt.row)
+    return Rollout(asked, written.text, written.truncated, tokens=written.tokens)
+
+
+def _right(value: float | None, right_from: float) -> bool | None:
+    return None if value is None else value >= right_from

@@ -29,6 +29,8 @@ class Example:
     response: str = ""
     tools: Any = None
     place: Place = field(default_factory=Place)
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """All columns, for those that a reward names."""
 
     @property
     def is_pair(self) -> bool:
@@ -51,20 +53,29 @@ def read_examples(path: str, *, field: str) -> Iterator[Example]:
     Bad rows are collected, so that the failure names the first of them and counts the rest; it is raised at the end.
     Raises TrainingFailure with `dataset_missing` or `dataset_invalid`.
     """
+    return (_example(row) for row in checked_rows(path, field=field, algorithm="sft"))
+
+
+def checked_rows(
+    path: str, *, field: str, algorithm: str, answer_key: str | None = None
+) -> Iterator[Row]:
+    """Likewise, as the rows that `algorithm` takes; `answer_key` names the column of grpo's reference answers."""
     rows = read_hub(path, field) if _is_hub_id(path) else read_rows(Path(path))
     problems: list[Finding] = []
     count = 0
     shape = None
-    accepted = shapes("sft")
+    accepted = shapes(algorithm, answer_key)
     for item in rows:
         found: Iterable[Finding] = [item] if isinstance(item, Finding) else ()
         if isinstance(item, Row):
             shape = shape or choose_shape(accepted, item.values)
             found = [
-                f for f in check_row(item.values, shape, "sft", item.place) if f.severity == "error"
+                f
+                for f in check_row(item.values, shape, algorithm, item.place)
+                if f.severity == "error"
             ]
             if not found and not problems:
-                yield _example(item)
+                yield item
         for finding in found:
             count += 1
             if len(problems) < _NAMED_PROBLEMS:
@@ -101,8 +112,9 @@ def _example(row: Row) -> Example:
     messages = values.get("messages")
     if isinstance(messages, list):
         kept = tuple({k: v for k, v in m.items() if v is not None} for m in messages)
-        return Example(messages=kept, tools=values.get("tools"), place=row.place)
-    return Example(prompt=str(values["prompt"]), response=str(values["response"]), place=row.place)
+        return Example(messages=kept, tools=values.get("tools"), place=row.place, row=values)
+    prompt, response = str(values["prompt"]), str(values["response"])
+    return Example(prompt=prompt, response=response, place=row.place, row=values)
 
 
 def _invalid(path: str, field: str, problems: list[Finding], count: int) -> TrainingFailure:

@@ -81,9 +81,14 @@ class ValidRewards:
         """Take one step's counts; tell whether the run must pause."""
         self._steps.append((valid, total))
         self._blank = 0 if valid else self._blank + 1
-        if self._blank >= BLANK_STEPS:
+        if self.blank:
             return True
         return len(self._steps) == WINDOW_STEPS and self.rate < self._at_least
+
+    @property
+    def blank(self) -> bool:
+        """Whether BLANK_STEPS steps in a row brought no verdict at all."""
+        return self._blank >= BLANK_STEPS
 
     @property
     def rate(self) -> float:

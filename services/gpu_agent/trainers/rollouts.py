@@ -33,6 +33,8 @@ class Rollout:
     """Completions of one prompt in one step share it."""
     score: float | None = None
     """For duels decided by the policy itself: its length-normalised log-probability of this completion."""
+    tokens: int = 0
+    """Length of the completion, its end token included."""
 
 
 @dataclass(frozen=True, slots=True)

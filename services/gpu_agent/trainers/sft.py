@@ -8,11 +8,13 @@ from trl import SFTConfig, SFTTrainer
 
 from services.gpu_agent.trainers import session as sessions
 from services.gpu_agent.trainers import settings
-from services.gpu_agent.trainers.context import Sample, TrainContext
+from services.gpu_agent.trainers.context import TrainContext
 from services.gpu_agent.trainers.encoding import Encoded, ExampleEncoder
-from services.gpu_agent.trainers.evaluation import SHOWN_SAMPLES, AnswerChecker
+from services.gpu_agent.trainers.evaluation import AnswerChecker, accuracy, show
 from services.gpu_agent.trainers.examples import read_examples
 from services.gpu_agent.trainers.failures import TrainingFailure
+from services.gpu_agent.trainers.reward_spec import rule_plan
+from services.gpu_agent.trainers.rewarding import Scorer
 from services.gpu_agent.trainers.session import Session
 from services.gpu_agent.trainers.settings import SftSettings
 from services.gpu_agent.trainers.watched import WatchedTrainer
@@ -35,18 +37,8 @@ class WatchedSftTrainer(WatchedTrainer, SFTTrainer):  # type: ignore[misc]
             model = self.accelerator.unwrap_model(self.model)
             with self.compute_loss_context_manager():
                 answers = self.checker.answers(model, self.context.give_way)
-            output.metrics["eval_accuracy"] = sum(a.correct for a in answers) / len(answers)
-            for answer in answers[:SHOWN_SAMPLES]:
-                score = float(answer.correct)
-                sample = Sample(
-                    answer.prompt.shown,
-                    answer.completion,
-                    score,
-                    {"exact_match": score},
-                    truncated=answer.truncated,
-                    reference=answer.prompt.reference,
-                )
-                self.context.sample(self.state.global_step, sample)
+            output.metrics.update(accuracy(answers))
+            show(self.context, self.state.global_step, answers)
         return output
 
 
@@ -71,7 +63,11 @@ def run(context: TrainContext) -> None:
         peft_config=session.loaded.lora,
     )
     trainer.context, trainer.checker = context, checker
-    sessions.train(session, trainer)
+    try:
+        sessions.train(session, trainer)
+    finally:
+        if checker is not None:
+            checker.close()
 
 
 def _encode(context: TrainContext, encoder: ExampleEncoder, path: str, name: str) -> Encoded:
@@ -101,8 +97,10 @@ def _checker(session: Session[SftSettings], encoder: ExampleEncoder) -> AnswerCh
             "eval_generate 需要 eval_data_path（用于生成回答的提示）。",
         )
     prompts = encoder.prompts(read_examples(path, field="eval_data_path"), chosen.eval_samples)
+    rule = rule_plan(session.spec.config)
+    scorer = None if rule is None else Scorer(session.context, rule)
     return AnswerChecker(
-        session.loaded.tokenizer, prompts, chosen.context_length, chosen.batch_size
+        session.loaded.tokenizer, prompts, chosen.context_length, chosen.batch_size, scorer
     )
 
 

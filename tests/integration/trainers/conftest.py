@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.integration.reward.conftest import Service
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +39,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "tiny"
     make("tiny", out)
     return out
+
+
+@pytest.fixture(scope="session")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The reward service of this host, as the agent starts it."""
+    service = Service(tmp_path_factory.mktemp("rules"), TRAINYARD_REWARD_RULES_ONLY="true")
+    yield service
+    assert service.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def rules_file(rules: Service) -> str:
+    return str(rules.home / "run" / "reward.json")
 
 
 @dataclass
@@ -91,11 +107,18 @@ class Runner:
         (attempt_dir / "spec.json").write_text(json.dumps(spec))
         return attempt_dir
 
-    def __call__(self, job: str, config: dict[str, Any], attempt: int = 1, **fields: Any) -> Ended:
+    def __call__(
+        self,
+        job: str,
+        config: dict[str, Any],
+        attempt: int = 1,
+        secrets: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> Ended:
         from services.gpu_agent.trainers.entry import run_attempt
 
         attempt_dir = self.prepare(job, config, attempt, **fields)
-        code = run_attempt(attempt_dir, {"OTHER": "topsecretvalue"})
+        code = run_attempt(attempt_dir, {"OTHER": "topsecretvalue"} | (secrets or {}))
         return self.read(job, attempt, code)
 
     def read(self, job: str, attempt: int, code: int) -> Ended:
