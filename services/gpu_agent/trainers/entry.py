@@ -41,6 +41,7 @@ from shared.runs import (
 
 TRAINERS: dict[str, str] = {
     "sft": "services.gpu_agent.trainers.sft",
+    "ppo": "services.gpu_agent.trainers.ppo",
 }
 """Module of each algorithm; it has `run(ctx) -> None`."""
 

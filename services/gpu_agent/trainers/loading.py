@@ -101,6 +101,15 @@ def load(
     return Loaded(_causal_lm(str(merged), numbers), tokenizer, lora, "lora")
 
 
+def reference(path: str, numbers: Numerics) -> Any:
+    """Load a reference model: a folder, a hub id, or a LoRA checkpoint, merged. Raises TrainingFailure."""
+    folder = _local_folder(path)
+    if folder is not None and (folder / ADAPTER_CONFIG).is_file():
+        return _merged(_base_of(folder), folder, numbers)
+    _require_model_folder(folder)
+    return _causal_lm(path, numbers)
+
+
 def _lora_config(settings: Settings) -> LoraConfig:
     modules = settings.lora_target_modules or "all-linear"
     return LoraConfig(

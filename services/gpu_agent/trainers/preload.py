@@ -12,6 +12,7 @@ _MODULES = (
     "trl",
     "datasets",
     "services.gpu_agent.trainers.sft",
+    "services.gpu_agent.trainers.ppo",
     # model code is loaded by name in `from_pretrained`; these families are the usual ones
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen2.tokenization_qwen2",
