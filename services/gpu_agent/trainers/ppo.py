@@ -40,7 +40,8 @@ def run(context: TrainContext) -> None:
     scorer = Scorer(context, plan)
     examined = None
     try:
-        examined = examiner(session, prompts.plan, scorer)
+        whole: Session[Any] = session
+        examined = examiner(whole, prompts.plan, scorer)
         context.give_way()
         lora = session.loaded.lora
         policy = (

@@ -1,13 +1,15 @@
-"""What one rollout teaches: rewards turned into advantages, rows without a verdict left out, rows dealt to minibatches."""
+"""What one rollout teaches: rewards turned into advantages, rows dealt to minibatches, and what a piece of one adds to the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from services.gpu_agent.trainers import ppo_losses
 from services.gpu_agent.trainers.ppo_losses import (
     generalized_advantages,
     kl_k1,
@@ -16,9 +18,12 @@ from services.gpu_agent.trainers.ppo_losses import (
     whiten,
 )
 from services.gpu_agent.trainers.ppo_rollout import Completions
+from services.gpu_agent.trainers.settings import PpoSettings
 
 GAMMA = 1.0
 """Rewards of a completion are not discounted: it is short, and its score stands at its end."""
+
+TERMS: Final = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,7 @@ def experience(
     reference_logp: Tensor | None,
     values: Tensor,
     rewards: Sequence[float | None],
-    *,
-    kl_coef: float,
-    gae_lambda: float,
+    chosen: PpoSettings,
     total: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> Experience:
     """Return what there is to learn. `logp`, `reference_logp`, `values`: float32 `[N, T]`; `rewards`: one a completion.
@@ -64,9 +67,9 @@ def experience(
     scores = torch.tensor([r or 0.0 for r in rewards], dtype=logp.dtype, device=logp.device)
     kl = torch.zeros_like(logp) if reference_logp is None else kl_k1(logp, reference_logp)
     written = completions.mask
-    per_token = token_rewards(scores, kl, written, kl_coef)
+    per_token = token_rewards(scores, kl, written, chosen.kl_coef)
     advantages, returns = generalized_advantages(
-        per_token, values, written, gamma=GAMMA, lam=gae_lambda
+        per_token, values, written, gamma=GAMMA, lam=chosen.gae_lambda
     )
     mask = written & judged.unsqueeze(-1)
     white = whiten(advantages, mask, total(moments(advantages, mask)))
@@ -85,3 +88,27 @@ def minibatches(judged: Tensor, count: int) -> list[Tensor]:
     count = min(count, len(order))
     dealt = zip(reversed(some.tensor_split(count)), none.tensor_split(count), strict=True)
     return [torch.cat(pair) for pair in dealt]
+
+
+def terms(
+    seen: tuple[Tensor, Tensor, Tensor], lessons: Experience, rows: Tensor, chosen: PpoSettings
+) -> Tensor:
+    """Return the sums over the tokens of `rows`: the whole loss, then TERMS; float32 `[6]`.
+
+    `seen`: what the policy as it is now makes of these rows (log-probabilities, entropies, values), each `[rows, T]`.
+    """
+    logp, entropy, values = seen
+    rows = rows.to(logp.device)
+    mask, old_logp = lessons.mask[rows], lessons.logp[rows]
+    policy, clipped = ppo_losses.policy_loss(
+        logp, old_logp, lessons.advantages[rows], chosen.clip_ratio
+    )
+    value = ppo_losses.value_loss(
+        values, lessons.values[rows], lessons.returns[rows], ppo_losses.VALUE_CLIP
+    )
+    whole = ppo_losses.total_loss(
+        policy, value, entropy, vf_coef=chosen.vf_coef, entropy_coef=chosen.entropy_coef
+    )
+    moved = ppo_losses.kl_k3(old_logp, logp)
+    parts = (whole, policy, value, entropy, moved, clipped.float())
+    return torch.stack([ppo_losses.masked_sum(part, mask) for part in parts])

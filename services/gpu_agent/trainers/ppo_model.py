@@ -51,6 +51,15 @@ class PolicyWithValue(nn.Module):
         return self.policy.generate(*args, **options)
 
     @property
+    def _keys_to_ignore_on_save(self) -> Any:
+        """Weights that the policy's own files leave out (the trainer asks after loading them)."""
+        return self.policy._keys_to_ignore_on_save
+
+    def tie_weights(self) -> None:
+        """Tie the policy's input and output embeddings again, where they are."""
+        self.policy.tie_weights()
+
+    @property
     def is_activation_checkpointing(self) -> bool:
         """Whether activations are recomputed in the backward pass."""
         return bool(self.policy.is_activation_checkpointing)

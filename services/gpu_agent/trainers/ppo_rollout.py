@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from services.gpu_agent.trainers.rollouts import RolloutPrompt
+from services.gpu_agent.trainers.rollouts import Rollout, RolloutPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,43 @@ class Completions:
         chosen = self.input_ids[:, -self.length :]
         rows = [row[kept].tolist() for row, kept in zip(chosen, self.mask, strict=True)]
         return [str(text) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def pieces(rows: Tensor, size: int) -> list[Tensor]:
+    """Cut a tensor along its rows into pieces of at most `size`."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def rollouts(
+    prompts: Sequence[RolloutPrompt],
+    completions: Completions,
+    logp: Tensor,
+    tokenizer: Any,
+    *,
+    scored: bool,
+) -> list[Rollout]:
+    """Return the completions as they are judged; `scored` adds their length-normalised log-probability, of `logp` `[N, T]`."""
+    lengths = completions.mask.sum(-1)
+    scores = torch.where(completions.mask, logp, 0.0).sum(-1) / lengths.clamp(min=1)
+    rows = zip(
+        prompts,
+        completions.texts(tokenizer),
+        completions.ended.tolist(),
+        scores.tolist(),
+        lengths.tolist(),
+        strict=True,
+    )
+    return [
+        Rollout(
+            prompt,
+            text,
+            truncated=not ended,
+            group=f"p{prompt.index}",
+            score=score if scored else None,
+            tokens=int(length),
+        )
+        for prompt, text, ended, score, length in rows
+    ]
 
 
 class _StopAsked(StoppingCriteria):
@@ -108,9 +145,8 @@ class Sampler:
             [[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=model.device
         )
         parts: list[Tensor] = []
-        for rows, there in zip(
-            ids.split(self._micro_batch), real.split(self._micro_batch), strict=True
-        ):
+        size = self._micro_batch
+        for rows, there in zip(pieces(ids, size), pieces(real, size), strict=True):
             with torch.no_grad():
                 made = model.generate(
                     input_ids=rows,

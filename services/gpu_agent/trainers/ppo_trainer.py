@@ -14,19 +14,25 @@ from transformers import Trainer
 
 from services.gpu_agent.trainers import ppo_losses
 from services.gpu_agent.trainers.context import StopAsked
-from services.gpu_agent.trainers.ppo_experience import Experience, experience, minibatches
+from services.gpu_agent.trainers.ppo_experience import (
+    TERMS,
+    Experience,
+    experience,
+    minibatches,
+    terms,
+)
 from services.gpu_agent.trainers.ppo_model import PolicyWithValue
 from services.gpu_agent.trainers.ppo_reference import Reference
-from services.gpu_agent.trainers.ppo_rollout import Completions, Sampler
+from services.gpu_agent.trainers.ppo_rollout import Completions, Sampler, pieces, rollouts
 from services.gpu_agent.trainers.rollout_evaluation import ExaminedTrainer
 from services.gpu_agent.trainers.rollouts import Rollout, RolloutPrompt, Verdict
+from services.gpu_agent.trainers.saving import Generators, generators, restore_generators
 from services.gpu_agent.trainers.settings import PpoSettings
 from services.gpu_agent.trainers.watched import WatchedTrainer
 from services.gpu_agent.trainers.watching import watched_loss
 
 Judge = Callable[[Sequence[Rollout]], list[Verdict]]
 Report = Callable[[int, Sequence[Rollout], Sequence[Verdict], Sequence[float]], dict[str, float]]
-_TERMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
 
 
 class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
@@ -47,7 +53,7 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
     """Most completions in one forward pass with gradients."""
 
     _total_train_tokens = 0
-    _after_step: tuple[Tensor, list[Tensor]] | None = None
+    _after_step: Generators | None = None
     _nothing_learned = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +69,7 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
             model, [p for p in prompts for _ in range(self.settings.rollout_n)]
         )
         loss = self._learn(model, lessons)
-        self._after_step = _generators()
+        self._after_step = generators()
         return loss
 
     def _roll_out(self, model: Any, prompts: Sequence[RolloutPrompt]) -> Experience:
@@ -76,8 +82,10 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
             raise StopAsked
         logp, values, reference_logp = self._seen_by_all(model, completions)
         self.context.give_way()
-        rollouts = self._rollouts(prompts, completions, logp)
-        verdicts = self.judge(rollouts)
+        judged = rollouts(
+            prompts, completions, logp, self.processing_class, scored=self.needs_scores
+        )
+        verdicts = self.judge(judged)
         self.context.give_way()  # a stop cuts the judging short: what is missing then says nothing
         lessons = experience(
             completions,
@@ -85,12 +93,11 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
             reference_logp,
             values,
             [v.reward for v in verdicts],
-            kl_coef=self.settings.kl_coef,
-            gae_lambda=self.settings.gae_lambda,
-            total=self._total,
+            self.settings,
+            self._total,
         )
         figures = self.report(
-            self.state.global_step + 1, rollouts, verdicts, lessons.row_advantages()
+            self.state.global_step + 1, judged, verdicts, lessons.row_advantages()
         )
         if reference_logp is not None:
             kl = ppo_losses.kl_k3(logp, reference_logp)
@@ -105,10 +112,10 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
         self, model: Any, completions: Completions
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return log-probabilities and values of the policy, and the reference's log-probabilities, all `[N, T]`."""
-        pieces = torch.arange(len(completions.mask)).split(self.micro_batch)
+        cut = pieces(torch.arange(len(completions.mask)), self.micro_batch)
         logp, values, reference_logp = [], [], []
         with torch.no_grad(), self.compute_loss_context_manager():
-            for rows in pieces:
+            for rows in cut:
                 seen = model(*self._batch(completions, rows))
                 logp.append(seen[0])
                 values.append(seen[2])
@@ -116,7 +123,7 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
         if self.reference is None:
             return torch.cat(logp), torch.cat(values), None
         with self.compute_loss_context_manager():
-            for rows in pieces:
+            for rows in cut:
                 reference_logp.append(self.reference.logprobs(*self._batch(completions, rows)))
                 self.context.give_way()
         return torch.cat(logp), torch.cat(values), torch.cat(reference_logp)
@@ -126,34 +133,14 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
         ids, attention = completions.input_ids[rows], completions.attention_mask[rows]
         return ids, attention, completions.length, self.settings.temperature
 
-    def _rollouts(
-        self, prompts: Sequence[RolloutPrompt], completions: Completions, logp: Tensor
-    ) -> list[Rollout]:
-        lengths = completions.mask.sum(-1)
-        scores = (torch.where(completions.mask, logp, 0.0).sum(-1) / lengths.clamp(min=1)).tolist()
-        texts = completions.texts(self.processing_class)
-        rows = zip(
-            prompts, texts, completions.ended.tolist(), scores, lengths.tolist(), strict=True
-        )
-        return [
-            Rollout(
-                prompt,
-                text,
-                truncated=not ended,
-                group=f"p{prompt.index}",
-                score=score if self.needs_scores else None,
-                tokens=int(length),
-            )
-            for prompt, text, ended, score, length in rows
-        ]
-
     # ---- learning from it
 
     def _learn(self, model: Any, lessons: Experience) -> Tensor:
         """Make all updates but the last, whose gradients are left in place; return the mean loss, a scalar."""
         model.train()
-        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
-            self.optimizer.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):  # schedule-free ones
+            optimizer.train()
         dealt = [
             rows
             for _ in range(self.settings.ppo_epochs)
@@ -175,52 +162,37 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
 
     def _gradients(self, model: Any, lessons: Experience, rows: Tensor, count: int) -> Tensor:
         """Add up the gradients of one minibatch of `count` tokens (over all processes), piece by piece; return its loss."""
-        sums = torch.zeros(len(_TERMS) + 1, device=lessons.logp.device)
-        pieces = rows.split(self.micro_batch)
-        for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
+        sums = torch.zeros(len(TERMS) + 1, device=lessons.logp.device)
+        cut = pieces(rows, self.micro_batch)
+        for number, piece in enumerate(cut):
+            last = number == len(cut) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    terms = self._terms(model, lessons, piece) / count
+                    seen = model(*self._batch(lessons.completions, piece))
+                    sums_here = terms(seen, lessons, piece, self.settings) / count
                 # processes average their gradients, and `count` is that of all of them
-                self.accelerator.backward(terms[0] * self.accelerator.num_processes)
-            sums += terms.detach()
+                self.accelerator.backward(sums_here[0] * self.accelerator.num_processes)
+            sums += sums_here.detach()
         loss, *others = self._total(sums).unbind()
-        for name, value in zip(_TERMS, others, strict=True):
+        for name, value in zip(TERMS, others, strict=True):
             self._logged[name].append(float(value))
         return loss
-
-    def _terms(self, model: Any, lessons: Experience, rows: Tensor) -> Tensor:
-        """Return the sums over the tokens of `rows`: the whole loss, then `_TERMS`; float32 `[6]`."""
-        chosen = self.settings
-        logp, entropy, values = model(*self._batch(lessons.completions, rows))
-        rows = rows.to(logp.device)
-        mask, old_logp = lessons.mask[rows], lessons.logp[rows]
-        policy, clipped = ppo_losses.policy_loss(
-            logp, old_logp, lessons.advantages[rows], chosen.clip_ratio
-        )
-        value = ppo_losses.value_loss(
-            values, lessons.values[rows], lessons.returns[rows], ppo_losses.VALUE_CLIP
-        )
-        whole = ppo_losses.total_loss(
-            policy, value, entropy, vf_coef=chosen.vf_coef, entropy_coef=chosen.entropy_coef
-        )
-        moved = ppo_losses.kl_k3(old_logp, logp)
-        parts = (whole, policy, value, entropy, moved, clipped.float())
-        return torch.stack([ppo_losses.masked_sum(part, mask) for part in parts])
 
     def _update(self, model: Any) -> None:
         """Clip and step, as the trainer's loop does after the last minibatch."""
         if self.args.max_grad_norm > 0:
             self._clip_grad_norm(model)
-        self.optimizer.step()
+        optimizer: Any = self.optimizer
+        optimizer.step()
         model.zero_grad()
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        return 0.0 if self._nothing_learned else super()._clip_grad_norm(model)
+        return 0.0 if self._nothing_learned else super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return 0.0 if self._nothing_learned else super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self._nothing_learned:
+            return 0.0
+        return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
 
     # ---- over all processes
 
@@ -251,30 +223,19 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
         newest = self.context.last_checkpoint
         if newest is not None and newest.name == f"checkpoint-{self.state.global_step}":
             return
-        _restore(self._after_step)
+        restore_generators(self._after_step)
         self.control.should_training_stop = True
         self._watcher.save(self)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
+        tokenizer: Any = self.processing_class
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             self.accelerator.unwrap_model(self.model).save(folder, state_dict)
-            self.processing_class.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole: PolicyWithValue = self.accelerator.unwrap_model(model or self.model)
         super()._load_from_checkpoint(resume_from_checkpoint, whole.policy)
         whole.load_head(Path(resume_from_checkpoint))
-
-
-def _generators() -> tuple[Tensor, list[Tensor]]:
-    """Return the state of the generators that sampling draws from."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    return torch.random.get_rng_state(), cuda
-
-
-def _restore(state: tuple[Tensor, list[Tensor]]) -> None:
-    torch.random.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])

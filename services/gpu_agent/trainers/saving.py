@@ -165,3 +165,20 @@ def unchanged_randomness() -> Iterator[None]:
         yield
     finally:
         torch.random.set_rng_state(state)
+
+
+Generators = tuple[torch.Tensor, list[torch.Tensor]]
+"""State of torch's generators: the CPU's, and that of each GPU in use."""
+
+
+def generators() -> Generators:
+    """Return the state of the generators that sampling draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return torch.random.get_rng_state(), cuda
+
+
+def restore_generators(state: Generators) -> None:
+    """Put the generators back to where they were."""
+    torch.random.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])

@@ -138,3 +138,10 @@ class Runner:
 @pytest.fixture
 def runner(tmp_path: Path, tiny: Path) -> Runner:
     return Runner(tmp_path, tiny)
+
+
+@pytest.fixture
+def ppo(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from tests.integration.trainers.ppo_runs import PpoRunner
+
+    return PpoRunner(runner, monkeypatch)
