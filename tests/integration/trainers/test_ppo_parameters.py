@@ -169,6 +169,16 @@ def test_smaller_pieces_give_the_same_step(ppo: PpoRunner, monkeypatch: pytest.M
     assert [len(batch) for batch in ppo.judged[-2:]] == [10, 10]
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_recomputed_activations_give_the_same_step(ppo: PpoRunner, lora: bool) -> None:
+    config = {"max_steps": 2, "lora_enabled": lora, "learning_rate": 1e-2}
+    kept = ppo("kept", config)
+    again = ppo("again", {**config, "gradient_checkpointing": True})
+    assert at(kept, "approx_kl", 2) > 1e-6
+    for name in ("loss", "grad_norm", "approx_kl"):
+        assert at(again, name, 2) == pytest.approx(at(kept, name, 2), abs=1e-4), name
+
+
 def test_a_reward_is_learned(ppo: PpoRunner) -> None:
     ppo.verdict = by_ascii
     config = {"max_steps": 30, "learning_rate": 3e-3, "batch_size": 8, "rollout_n": 4}

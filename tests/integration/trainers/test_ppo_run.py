@@ -14,8 +14,8 @@ import pytest
 from services.gpu_agent import checkpoint_store
 from services.gpu_agent.trainers.rollouts import Rollout
 from shared.specs.metrics import METRICS
-from tests.integration.trainers.conftest import Ended
-from tests.integration.trainers.ppo_runs import PpoRunner, by_ascii, constant
+from tests.integration.trainers.conftest import Ended, Runner, write_jsonl
+from tests.integration.trainers.ppo_runs import BASE, PpoRunner, by_ascii, constant
 
 pytestmark = [
     pytest.mark.integration,
@@ -259,3 +259,23 @@ def test_what_cannot_be_meant_is_said_before_training(ppo: PpoRunner) -> None:
     ppo.verdict = constant(1.0)
     ended = ppo("run", {"max_steps": 1, "batch_size": 0})
     assert (ended.code, ended.result["reason"]) == (1, "config_invalid")
+
+
+def test_weights_that_are_lost_end_the_run(ppo: PpoRunner) -> None:
+    ended = ppo("run", {"max_steps": 20, "learning_rate": 1e30})
+    assert (ended.code, ended.result["reason"]) == (1, "nan_loss"), ended.result
+    assert ended.result["step"] < 20
+    assert all(v.isfinite().all() for v in weights(Path(ended.result["last_checkpoint"])).values())
+
+
+def test_the_reward_service_of_the_host_is_asked(runner: Runner, rules_file: str) -> None:
+    """Nothing stands in for anything: rules by HTTP, rows without a solution have no verdict."""
+    rows = [{"prompt": f"{n}+1=", **({"solution": str(n + 1)} if n % 2 else {})} for n in range(16)]
+    write_jsonl(runner.train, rows)
+    config = BASE | {"max_steps": 2, "batch_size": 8, "min_valid_reward_rate": 0.0}
+    ended = runner("run", config, algorithm="ppo", rules_file=rules_file)
+    assert ended.code == 0, ended.result
+    rates = ended.series("valid_reward_rate")
+    assert sum(rates.values()) == pytest.approx(1.0)  # half of one epoch's rows
+    assert any(0 < rate < 1 for rate in rates.values())
+    assert all(e["reward"] is None for e in ended.of("sample") if e["reference"] is None)
