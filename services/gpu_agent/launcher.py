@@ -15,6 +15,7 @@ from typing import Any
 
 from services.gpu_agent import shim
 from services.gpu_agent.layout import AttemptFiles, HostFiles
+from services.gpu_agent.processes import lock_files
 from services.gpu_agent.zygote_client import ZygoteClient, ZygoteGone
 from shared.events.calls import ControlEntry
 from shared.log import logger
@@ -22,6 +23,17 @@ from shared.runs import RunSpec, write_atomic_json
 from shared.settings import SECRET_VARIABLES, without_secrets
 
 TRAINER_COMMAND = (sys.executable, "-P", "-m", "services.gpu_agent.trainers")
+SEVERAL_COMMAND = (sys.executable, "-P", "-m", "services.gpu_agent.trainers.torchrun")
+"""For a run on several GPUs: the ranks are its children."""
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""What a launcher tells a rank. An agent that was itself started with them must not hand them on."""
 START_SECONDS = 20.0
 
 
@@ -65,10 +77,12 @@ class Launcher:
             {
                 "holder": f"{spec.job} {spec.attempt}\n",
                 "locks": [str(job.lock), *(str(self._host.gpu_lock(g.uuid)) for g in spec.gpus)],
+                "rank_locks": [str(path) for path in lock_files(job.lock)[1:]],
                 "log": str(job.log),
-                "argv": [*self._command, str(files.root)],
+                "argv": [*self._command_for(spec), str(files.root)],
+                "warm": starts_warm(spec),
                 "env": trainer_env(spec),
-                "drop_env": list(SECRET_VARIABLES),
+                "drop_env": [*SECRET_VARIABLES, *RANK_VARIABLES],
                 "policy": entry.disconnect_policy,
                 "stop_after": entry.stop_after_seconds,
                 "grace": min(entry.grace_seconds, entry.kill_grace_seconds),
@@ -81,11 +95,17 @@ class Launcher:
         self, files: AttemptFiles, secrets: Mapping[str, str] | None
     ) -> Started | NotStarted:
         """Start what `launch.json` says; warm if a zygote is ready."""
-        if self._zygote is not None:
+        launch = shim.read_launch(str(files.root))
+        if self._zygote is not None and launch.get("warm", True):
             answer = await self._try_warm(files, secrets)
             if answer is not None:
                 return answer
         return await self._cold(files, secrets)
+
+    def _command_for(self, spec: RunSpec) -> Sequence[str]:
+        """A command given from outside is told how many GPUs it has, and starts its own ranks."""
+        several = _has_ranks(spec) and self._command == TRAINER_COMMAND
+        return SEVERAL_COMMAND if several else self._command
 
     async def _try_warm(
         self, files: AttemptFiles, secrets: Mapping[str, str] | None
@@ -144,9 +164,19 @@ class Launcher:
             self._children.discard(pid)
 
 
+def starts_warm(spec: RunSpec) -> bool:
+    """Tell whether a fork of the zygote can be this run: one process, and not the launcher of several."""
+    return not _has_ranks(spec)
+
+
+def _has_ranks(spec: RunSpec) -> bool:
+    """verl is one process to us: it starts its own on the GPUs."""
+    return len(spec.gpus) > 1 and spec.config.get("engine") != "verl"
+
+
 def trainer_env(spec: RunSpec) -> dict[str, str]:
-    """Return what a trainer's environment has beside the agent's own; no secret is in it."""
-    threads = str(spec.threads)
+    """Return what a trainer's environment has beside the agent's own; no secret is in it. Ranks share the threads."""
+    threads = str(max(1, spec.threads // max(1, len(spec.gpus))))  # verl: of each of its own, too
     visible = ",".join(g.uuid for g in spec.gpus) if spec.device == "cuda" else ""
     return {
         "PYTHONSAFEPATH": "1",

@@ -111,6 +111,10 @@ class JobFiles:
         """Held by shim and trainer while the run lives."""
         return self.root / "lock"
 
+    def rank_lock(self, rank: int) -> Path:
+        """Return the lock that one of several ranks holds."""
+        return self.root / f"{self.lock.name}.{rank}"
+
     @property
     def log(self) -> Path:
         """Standard output and error of all attempts, appended."""

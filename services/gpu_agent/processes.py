@@ -90,6 +90,11 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def lock_files(lock: Path) -> list[Path]:
+    """Return a job's lock and those of its ranks, as far as there are any."""
+    return [lock, *sorted(lock.parent.glob(f"{lock.name}.*"))]
+
+
 def holder_of(path: Path) -> str | None:
     """Return the job id in a lock that is held, or None where it is free."""
     if not is_locked(path):
@@ -118,9 +123,9 @@ def holders(path: Path) -> set[int]:
 
 
 def family(processes: RunProcesses | None, lock: Path) -> set[ProcessRef]:
-    """Return all that lives of a run but its shim: its session, all descendants, and whoever holds its lock."""
+    """Return all that lives of a run but its shim: its session, all descendants, and whoever holds one of its locks."""
     table = {pid: fields for pid in _pids() if (fields := shim.stat_fields(pid)) is not None}
-    found = set(holders(lock))
+    found = {pid for path in lock_files(lock) for pid in holders(path)}
     keeper = None
     if processes is not None and processes.boot_id == shim.boot_id():
         keeper = processes.shim

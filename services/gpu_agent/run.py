@@ -23,6 +23,7 @@ from services.gpu_agent.processes import (
     RunProcesses,
     family,
     is_locked,
+    lock_files,
     signal_all,
 )
 from services.gpu_agent.spool import AttemptSpool
@@ -91,8 +92,8 @@ class Run:
         return Phase.ALIVE if self.is_alive() else Phase.GONE
 
     def is_alive(self) -> bool:
-        """Tell whether something of this attempt holds the job's lock."""
-        if not is_locked(self.job_files.lock):
+        """Tell whether something of this attempt holds the job's lock, or a rank its own."""
+        if not any(is_locked(path) for path in lock_files(self.job_files.lock)):
             return False
         with contextlib.suppress(OSError, ValueError):
             words = self.job_files.lock.read_text().split()

@@ -102,8 +102,7 @@ def boot_id() -> str:
 
 def identity(pid: int) -> dict[str, int]:
     """Return {"pid", "start_time"} of a live process."""
-    fields = stat_fields(pid)
-    return {"pid": pid, "start_time": fields[2] if fields else 0}
+    return {"pid": pid, "start_time": (stat_fields(pid) or (0, 0, 0))[2]}
 
 
 def become_subreaper() -> None:
@@ -140,6 +139,8 @@ def begin(attempt_dir: str, launch: dict[str, Any]) -> list[int]:
 
     Raises Locked, or FileExistsError when the attempt was used before, the agent has given it up, or its lease is over.
     """
+    for fd in take_locks(launch.get("rank_locks", ()), launch["holder"]):
+        os.close(fd)  # free, so no rank of an earlier attempt lives; each rank takes its own
     locks = take_locks(launch["locks"], launch["holder"])
     used = os.path.join(attempt_dir, "pid.json")  # noqa: PTH118
     before = any(os.path.exists(os.path.join(attempt_dir, n)) for n in ("pid.json", "exit.json"))  # noqa: PTH110, PTH118

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from services.gpu_agent.checkpoint_store import Checkpoint, folder_name
+from services.gpu_agent.trainers import ranks
 from shared.disk.reserve import NO_ROOM
 from shared.log import redact
 from shared.runs import STOP_FILE, RunSpec, StopCause
@@ -35,11 +36,15 @@ class StopAsked(Exception):
 
 
 class EventWriter:
-    """Appends whole JSON lines, one `write` each, so that a reader never sees two lines mixed."""
+    """Appends whole JSON lines, one `write` each, so that a reader never sees two lines mixed.
+
+    Of several ranks the first one writes for all; what the others say here is dropped.
+    """
 
     def __init__(self, path: Path) -> None:
+        target = path if ranks.is_first() else Path(os.devnull)
         self._descriptor = os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+            target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -58,20 +63,25 @@ class EventWriter:
 
 
 class StopFlag:
-    """Set by SIGTERM; the mode stands in `stop.json`, which the agent writes before it sends the signal."""
+    """Set by SIGTERM; the mode stands in `stop.json`, which the agent writes before it sends the signal.
+
+    One of several ranks hears of it from its launcher, by another signal.
+    """
 
     def __init__(self, attempt_dir: Path) -> None:
         self._path = attempt_dir / STOP_FILE
         self.asked = False
+        self._signal = signal.SIGTERM if ranks.count() == 1 else ranks.STOP_SIGNAL
         self._previous: Any = None
 
     def install(self) -> None:
-        """Take over SIGTERM; only the main thread may."""
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        """Take over the signal; only the main thread may. A rank may have been asked before it could listen."""
+        self._previous = signal.signal(self._signal, self._on_signal)
+        self.asked = self.asked or (ranks.count() > 1 and self._path.exists())
 
     def restore(self) -> None:
-        """Give SIGTERM back to whoever had it."""
-        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        """Give the signal back to whoever had it."""
+        signal.signal(self._signal, self._previous or signal.SIG_DFL)
 
     def cause(self) -> StopCause | None:
         """Return why, or None when the signal came without a word from the agent."""
@@ -122,8 +132,10 @@ class TrainContext:
         return self.stop.asked
 
     def give_way(self) -> None:
-        """Raise StopAsked if a stop was asked for."""
-        if self.stop.asked:
+        """Raise StopAsked if a stop was asked for. With several ranks all of them must call it, in the same places."""
+        (asked,) = ranks.agree(self.stop.asked)
+        if asked:
+            self.stop.asked = True
             raise StopAsked
 
     def metric(self, step: int, epoch: float | None, metrics: Mapping[str, float]) -> None:
@@ -239,7 +251,11 @@ def remove_secrets(text: str, secrets: Iterable[str]) -> str:
 
 
 def write_line(level: str, message: str) -> None:
-    """Write one line to standard output, unbuffered, in a single call."""
+    """Write one line to standard output, unbuffered, in a single call; of several ranks all but the first only complain."""
+    if not ranks.is_first():
+        if level == "INFO":
+            return
+        message = f"Rank {ranks.number()}: {message}"
     _LOG.write(f"[{level}] {message}\n".encode(errors="backslashreplace"))
 
 

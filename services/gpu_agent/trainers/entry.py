@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.gpu_agent.trainers import preload
+from services.gpu_agent.trainers import preload, ranks
 from services.gpu_agent.trainers.context import (
     EventWriter,
     StopAsked,
@@ -30,14 +30,7 @@ from services.gpu_agent.trainers.failures import TrainingFailure, classify, no_r
 from shared.disk.levels import shortage
 from shared.disk.volumes import volume_of
 from shared.jobs.reasons import REASONS, Reason
-from shared.runs import (
-    EVENTS_FILE,
-    RESULT_FILE,
-    SPEC_FILE,
-    RunResult,
-    RunSpec,
-    write_atomic_json,
-)
+from shared.runs import EVENTS_FILE, SPEC_FILE, RunResult, RunSpec, write_atomic_json
 
 TRAINERS: dict[str, str] = {
     "sft": "services.gpu_agent.trainers.sft",
@@ -59,6 +52,7 @@ def run_attempt(attempt_dir: Path, secrets: Mapping[str, str]) -> int:
         context = TrainContext(spec, EventWriter(attempt_dir / EVENTS_FILE), flag, hidden, secrets)
         with _environment(secrets), _process_setup():
             _train(context)
+            ranks.leave()
         result = _ended(context)
     except StopAsked:
         result = _ended(context, stopped=True)
@@ -179,7 +173,8 @@ def _report(attempt_dir: Path, result: RunResult) -> int:
             "INFO", f"Run {result.outcome}{cause} at step {result.step}/{result.total_steps}"
         )
     try:
-        write_atomic_json(attempt_dir / RESULT_FILE, result)
+        name = ranks.result_name(ranks.number(), ranks.count())
+        write_atomic_json(attempt_dir / name, result)
     except (OSError, ValueError) as error:
         write_line("ERROR", f"The result could not be written: {error}")
         return 1
@@ -247,7 +242,16 @@ class _LineHandler(logging.Handler):
 def read_secrets(descriptor: int) -> dict[str, str]:
     """Read the job's secrets, one JSON object, from an inherited descriptor, and close it. Raises ValueError, OSError."""
     with os.fdopen(descriptor, "rb") as file:
-        data = json.load(file)
+        return _secrets(json.load(file))
+
+
+def read_secrets_at(path: Path) -> dict[str, str]:
+    """Read them from a descriptor of the launcher, opened anew, so that each rank reads from the start."""
+    with path.open("rb") as file:
+        return _secrets(json.load(file))
+
+
+def _secrets(data: object) -> dict[str, str]:
     if not isinstance(data, dict):
         raise ValueError("secrets must be one JSON object")
     return {str(name): str(value) for name, value in data.items()}

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.gpu_agent.checkpoint_store import LEFTOVER_PREFIX, Kind
+from services.gpu_agent.trainers import ranks
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.settings import Precision, Settings
 from shared.jobs.reasons import Reason
@@ -97,7 +98,9 @@ def load(
     tokenizer = _tokenizer(str(folder), base)
     if lora is None:
         return Loaded(_merged(base, folder, numbers), tokenizer, None, "full")
-    merged = _merged_on_disk(base, folder, tokenizer, numbers, spec.checkpoint_dir / MERGED_FOLDER)
+    target = spec.checkpoint_dir / MERGED_FOLDER
+    with ranks.first_goes_ahead():
+        merged = _merged_on_disk(base, folder, tokenizer, numbers, target)
     return Loaded(_causal_lm(str(merged), numbers), tokenizer, lora, "lora")
 
 

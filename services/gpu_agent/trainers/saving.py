@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers.trainer_callback import ExportableState
 
 from services.gpu_agent import checkpoint_store
 from services.gpu_agent.checkpoint_store import Checkpoint, Kind
+from services.gpu_agent.trainers import cpu_fsdp, fsdp_files, ranks
 from services.gpu_agent.trainers.context import TrainContext, split_nonfinite
 from services.gpu_agent.trainers.failures import TrainingFailure, classify, no_room
 from shared.disk.levels import Shortage
@@ -35,19 +37,25 @@ class CheckpointWriter:
 
     def save(
         self, trainer: Any, *, best_step: int | None, last: bool, kept: dict[str, Any]
-    ) -> Checkpoint:
+    ) -> None:
         """Save the trainer's whole state at its step. `kept` comes back from the manifest on resume.
 
-        Raises TrainingFailure where the weights are no longer finite, OSError where the disk refuses; the folder is
-        then absent and older checkpoints are as they were.
+        Several ranks write their parts into one folder; the first one shows it once all have. Raises TrainingFailure
+        where the weights are no longer finite, OSError where the disk refuses; the folder is then absent and older
+        checkpoints are as they were.
         """
         context, step = self._context, int(trainer.state.global_step)
         if not weights_finite(trainer.model):
             raise not_finite(step)
         context.phase("saving")
-        temporary = checkpoint_store.begin(context.spec.checkpoint_dir, step)
+        temporary = ranks.first_does(
+            lambda: checkpoint_store.begin(context.spec.checkpoint_dir, step)
+        )
         try:
             _write_files(trainer, temporary)
+            ranks.wait_for_all()
+            if not ranks.is_first():
+                return
             saved = checkpoint_store.publish(
                 temporary,
                 step,
@@ -58,13 +66,35 @@ class CheckpointWriter:
             )
         except BaseException as error:
             written = folder_bytes(temporary)
+            if not ranks.is_first():
+                raise
             shutil.rmtree(temporary, ignore_errors=True)
             if classify(error).reason is not Reason.DISK_FULL:
                 raise
             raise self._no_room(step, written) from error
         context.checkpoint(saved, best=best_step == step, last=last)
         self._thin_out(step, best_step)
-        return saved
+
+    def show(
+        self,
+        temporary: Path,
+        step: int,
+        *,
+        best_step: int | None,
+        last: bool,
+        kept: dict[str, Any],
+    ) -> None:
+        """Seal, announce and thin out, for files that something else has written. Raises OSError."""
+        saved = checkpoint_store.publish(
+            temporary,
+            step,
+            self._kind,
+            time.time(),
+            split_nonfinite(self._context.latest_at(step))[0],
+            kept,
+        )
+        self._context.checkpoint(saved, best=best_step == step, last=last)
+        self._thin_out(step, best_step)
 
     def _no_room(self, step: int, written: int) -> TrainingFailure:
         """Return the failure for a checkpoint that did not fit: as large as the last one, or as what was written."""
@@ -114,6 +144,22 @@ class SealedCheckpoints:
     def _send_telemetry(self) -> None:
         """Tell nobody."""
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if state_dict is not None:
+            state_dict = fsdp_files.untied(self.model, state_dict)  # type: ignore[attr-defined]
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if fsdp_files.holds_whole_weights(self):
+            fsdp_files.load_weights(self, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Split the model over CPU ranks too, where that is asked for."""
+        cpu_fsdp.allow(self.args)  # type: ignore[attr-defined]
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+
 
 def folder_bytes(folder: Path) -> int:
     """Return the bytes in all files below `folder`."""
@@ -128,7 +174,7 @@ def _write_files(trainer: Any, folder: Path) -> None:
         missing_ok=True
     )  # a pickle that nothing reads; it names paths of this host
     (folder / "README.md").unlink(missing_ok=True)
-    trainer._save_optimizer_and_scheduler(str(folder))
+    fsdp_files.write_state(trainer, folder)
     trainer._save_scaler(str(folder))
     trainer._save_rng_state(str(folder))
     if trainer.args.should_save:
@@ -139,13 +185,20 @@ def _write_files(trainer: Any, folder: Path) -> None:
 
 
 def weights_finite(model: Any) -> bool:
-    """Tell whether every trained weight is a finite number; one pass over them, one wait for the device."""
-    trained = [p.detach() for p in model.parameters() if p.requires_grad]
-    if not trained:
-        return True
+    """Tell whether every trained weight is a finite number; one pass over them, one wait for the device.
+
+    Each rank looks at the part that it holds; the answer is for all of them.
+    """
+    trained = [_own_part(p.detach()) for p in model.parameters() if p.requires_grad]
     # a sum is not finite if any part is not; float64 so that large finite weights do not overflow
-    total = torch.stack([p.sum(dtype=torch.float64) for p in trained])
-    return bool(torch.isfinite(total).all())
+    lost = bool(trained) and not bool(
+        torch.isfinite(torch.stack([p.sum(dtype=torch.float64) for p in trained])).all()
+    )
+    return not ranks.agree(lost)[0]
+
+
+def _own_part(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def not_finite(step: int) -> TrainingFailure:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from services.gpu_agent import checkpoint_store
 from services.gpu_agent.checkpoint_store import Checkpoint
-from services.gpu_agent.trainers import cpu_bf16, loading
+from services.gpu_agent.trainers import cpu_bf16, loading, ranks
 from services.gpu_agent.trainers.context import TrainContext
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.loading import Loaded, Numerics
@@ -51,7 +51,8 @@ def begin(
     started = time.monotonic()
     spec = context.spec
     _prepare_process(spec, settings)
-    for name in checkpoint_store.sweep_leftovers(spec.checkpoint_dir):
+    ranks.join(spec.device)
+    for name in ranks.first_does(lambda: checkpoint_store.sweep_leftovers(spec.checkpoint_dir)):
         context.info(f"Removed what a cut-short save left: {name}")
     resumed = _resume_point(spec)
     if resumed is not None:
@@ -123,9 +124,20 @@ def arguments(session: Session[Any], *, evaluates: bool) -> dict[str, Any]:
         "activation_checkpointing": chosen.gradient_checkpointing,
         "gradient_checkpointing": chosen.gradient_checkpointing,
         "dataloader_pin_memory": spec.device == "cuda",
+        **sharding(spec),
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def sharding(spec: RunSpec) -> dict[str, Any]:
+    """Return how several ranks share a model: nothing for ddp, each with all of it; for fsdp each holds a part.
+
+    Weights are gathered into the first rank for a checkpoint, so that plain `from_pretrained` loads it.
+    """
+    if ranks.count() == 1 or spec.config.get("distribution") != "fsdp":
+        return {}
+    return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
 
 
 def micro_batch(spec: RunSpec, rows: int) -> int:
@@ -141,14 +153,15 @@ def said(context: TrainContext, counts: Mapping[str, int]) -> None:
 
 
 def _prepare_process(spec: RunSpec, chosen: Settings) -> None:
-    if spec.device == "cuda" and len(spec.gpus) > 1 and "WORLD_SIZE" not in os.environ:
+    if spec.device == "cuda" and len(spec.gpus) > 1 and ranks.count() == 1:
         raise TrainingFailure(
             Reason.CONFIG_INVALID,
             f"This trainer was started as one process but holds {len(spec.gpus)} GPUs; set num_gpus to 1.",
             f"训练以单进程启动，却分配了 {len(spec.gpus)} 块 GPU；请将 num_gpus 设为 1。",
         )
-    torch.set_num_threads(spec.threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if spec.threads > 1 else "false"
+    threads = max(1, spec.threads // ranks.count())
+    torch.set_num_threads(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     set_seed(chosen.seed)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from services.gpu_agent.trainers import ranks
 from services.gpu_agent.trainers.context import TrainContext
 from services.gpu_agent.trainers.judging import NONFINITE_STEPS, Best, StepTimes, TokenRate, reached
 from services.gpu_agent.trainers.memory import MemoryWatch
@@ -85,8 +86,15 @@ class RunWatcher(TrainerCallback):
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Take the time of the step, and look for a reason to end."""
+        """Take the time of the step, and look for a reason to end; all ranks find the same one, at the same step."""
         now = time.monotonic()
+        context = self._context
+        asked, unavailable, late, self.loss_lost = ranks.agree(
+            context.should_stop(),
+            context.stop_cause == "reward_unavailable",
+            now >= self._deadline and state.global_step < state.max_steps,
+            self.loss_lost,
+        )
         self._times.add(now - self._step_ended)
         self._step_ended = now
         if self.loss_lost:
@@ -96,10 +104,13 @@ class RunWatcher(TrainerCallback):
         self._context.step = state.global_step
         for warning in self._memory.look(now):
             self._context.warning(warning)
-        if self._context.should_stop() or self._context.stop_cause == "reward_unavailable":
+        if asked or unavailable:
+            context.stop.asked = asked
+            if unavailable:
+                context.stop_cause = "reward_unavailable"
             self._evaluation_due = bool(control.should_evaluate)
             self._end(control, evaluate=False)
-        elif now >= self._deadline and state.global_step < state.max_steps:
+        elif late:
             self._context.stop_cause = "time_limit"
             self._evaluation_due = bool(control.should_evaluate)
             self._end(control, evaluate=False)
@@ -124,7 +135,7 @@ class RunWatcher(TrainerCallback):
         if any(name.startswith("eval_") for name in metrics):
             self._report_evaluation(state, metrics)
         elif "loss" in metrics:
-            self._report_step(args, state, control, metrics)
+            self._report_step(args, state, control, ranks.first_does(lambda: metrics))
 
     def on_evaluate(
         self,
@@ -136,7 +147,8 @@ class RunWatcher(TrainerCallback):
     ) -> None:
         """Judge an evaluation: keep a checkpoint of the best, end where the target or the patience is reached."""
         self._evaluation_due = False
-        value = (metrics or {}).get(self._best.metric)
+        metrics = ranks.first_does(lambda: dict(metrics or {}))  # saves and ends are for all ranks
+        value = metrics.get(self._best.metric)
         if value is not None:
             self._best = self._best.after(state.global_step, value)
             if self._best.step == state.global_step:
@@ -144,7 +156,7 @@ class RunWatcher(TrainerCallback):
             if self._best.exhausted(self._settings.early_stopping_patience):
                 self._context.stop_cause = self._context.stop_cause or "early_stopping"
                 self._end(control, evaluate=False)
-        self._look_for_target(control, metrics or {}, evaluate=False)
+        self._look_for_target(control, metrics, evaluate=False)
 
     # ---- what the trainer calls
 

@@ -30,10 +30,11 @@ def is_type(wanted: str, name: str) -> bool:
 def suits(ask: Ask, *, cuda: bool, name: str, memory_mib: int) -> bool:
     """Tell whether one GPU, or one CPU slot, can serve one of the GPUs asked for.
 
-    A CPU slot serves a job that asks for a single GPU of no particular type; memory is not measured there.
+    A CPU slot serves a job that asks for a single GPU of no particular type, and one for several only where the job names
+    the host: what needs many GPUs is hardly meant for cores. Memory is not measured there.
     """
     if not cuda:
-        return ask.num_gpus == 1 and ask.gpu_type is None
+        return ask.gpu_type is None and (ask.num_gpus == 1 or ask.pin is not None)
     if ask.gpu_type is not None and not is_type(ask.gpu_type, name):
         return False
     return memory_mib >= ask.memory_mib or memory_mib == 0

@@ -63,6 +63,21 @@ class AgentProcess:
         return found
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    command = [
+        sys.executable,
+        "-m",
+        "services.gpu_agent.trainers.model_zoo",
+        "tiny",
+        "--out",
+        str(out),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=120, capture_output=True)
+    return out
+
+
 @pytest.fixture
 async def plane(bus_for: BusFor, streams: None) -> AsyncIterator[ControlPlane]:
     running = ControlPlane(await bus_for("scheduler"), await bus_for("api"), HOST)

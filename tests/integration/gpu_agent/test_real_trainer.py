@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from services.gpu_agent.daemon import Options
 from tests.conftest import eventually
-from tests.integration.gpu_agent.conftest import ROOT, LocalAgent
+from tests.integration.gpu_agent.conftest import LocalAgent
 from tests.integration.gpu_agent.control_plane import ControlPlane
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("models") / "tiny"
-    command = [
-        sys.executable,
-        "-m",
-        "services.gpu_agent.trainers.model_zoo",
-        "tiny",
-        "--out",
-        str(out),
-    ]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=120, capture_output=True)
-    return out
 
 
 async def test_warm_start_trains_and_resumes(

@@ -155,6 +155,13 @@ def test_cpu_slot_takes_one_gpu_of_no_type_only_and_gpus_come_first() -> None:
     assert [host_of(world, n) for n in (1, 2, 3, 4)] == ["laptop", None, None, "laptop"]
     assert told(world, 3) == "needs 2 GPUs, largest free host has 0"
     world = World()
+    world.do(a_beat("laptop", 3, **cpu))
+    world.submit(1, num_gpus=2, host="laptop")  # cores are meant: the host is named
+    world.submit(2, num_gpus=2, host="laptop")
+    world.place()
+    assert host_of(world, 1) == "laptop"
+    assert told(world, 2) == "needs 2 GPUs, largest free host has 1"
+    world = World()
     world.do(a_beat("laptop", 1, **cpu), a_beat("box", 1))
     world.submit(1)
     world.place()

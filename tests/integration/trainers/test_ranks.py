@@ -1,0 +1,122 @@
+"""Two CPU ranks over gloo train one model: with DDP each has all of it, with FSDP a part."""
+
+# ruff: noqa: PLC0415 - importing torch takes seconds; collecting tests must not
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from services.gpu_agent import checkpoint_store
+
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+
+TWO = {"gpus": [{"index": 0}, {"index": 1}], "threads": 2}
+CONFIG = {
+    "max_steps": 4,
+    "save_steps": 2,
+    "eval_steps": 4,
+    "eval_generate": True,
+    "eval_samples": 5,
+}
+
+
+@pytest.fixture
+def two(runner):
+    """Run an attempt as the shim does for a job with two GPUs."""
+
+    def run(job, config, attempt=1, **fields):
+        attempt_dir = runner.prepare(job, CONFIG | config, attempt, **TWO, **fields)
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "services.gpu_agent.trainers.torchrun",
+            str(attempt_dir),
+        ]
+        with (attempt_dir / "log").open("wb") as log:
+            done = subprocess.run(command, stdout=log, stderr=log, timeout=180, check=False)
+        return runner.read(job, attempt, done.returncode)
+
+    return run
+
+
+def compare(whole, again, step):
+    """Every metric after `step` is the same to the last bit."""
+    for name in ("loss", "grad_norm", "learning_rate", "num_tokens", "eval_loss", "eval_accuracy"):
+        expected = {s: v for s, v in whole.series(name).items() if s > step}
+        assert {s: v - again.series(name)[s] for s, v in expected.items()} == dict.fromkeys(
+            expected, 0.0
+        ), name
+
+
+def test_ddp_is_one_run_with_twice_the_batch(runner, two):
+    held_out = {"eval_data_path": str(runner.held_out)}
+    whole = two("ddp", {"batch_size": 2}, **held_out)
+    assert (whole.code, whole.result["outcome"], whole.result["step"]) == (0, "completed", 4)
+    assert [e["step"] for e in whole.of("metric") if "loss" in e["metrics"]] == [1, 2, 3, 4]
+    assert whole.steps_on_disk() == [0, 2, 4]
+    files = {p.name for p in (whole.checkpoint_dir / "checkpoint-2").iterdir()}
+    assert files >= {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt", "model.safetensors"}
+    log = (whole.attempt_dir / "log").read_text()
+    assert log.count("[INFO] Step 1/4") == 1
+
+    # batch_size counts rows of a device: the same rows make the same steps in one process with four
+    alone = runner("alone", CONFIG | {"batch_size": 4}, **held_out)
+    for step, loss in alone.series("grad_norm").items():
+        assert whole.series("grad_norm")[step] == pytest.approx(loss, rel=0.05)
+    assert whole.series("num_tokens") == alone.series("num_tokens")
+
+    start = whole.checkpoint_dir / "checkpoint-2"
+    compare(whole, two("again", {"batch_size": 2}, 2, resume_from=str(start), **held_out), 2)
+
+
+def test_fsdp_saves_whole_weights_and_goes_on_exactly(runner, two):
+    held_out = {"eval_data_path": str(runner.held_out)}
+    config = {"distribution": "fsdp", "batch_size": 2}
+    whole = two("fsdp", config, **held_out)
+    assert (whole.code, whole.result["outcome"]) == (0, "completed")
+    last = checkpoint_store.newest_readable(whole.checkpoint_dir)
+    assert last is not None
+    assert last.step == 4
+    # what saves the model first leaves the optimizer as it was: the steps are those of one process
+    alone = runner("alone", CONFIG | {"batch_size": 4}, **held_out)
+    for step, loss in alone.series("eval_loss").items():
+        assert whole.series("eval_loss")[step] == pytest.approx(loss, rel=1e-3)
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    mine, theirs = (
+        load_file(e.checkpoint_dir / "checkpoint-4" / "model.safetensors") for e in (whole, alone)
+    )
+    assert mine.keys() == theirs.keys()  # tied weights once, nothing by halves
+    assert {n: t.shape for n, t in mine.items()} == {n: t.shape for n, t in theirs.items()}
+    assert not list(last.path.glob("pytorch_model*"))
+    AutoModelForCausalLM.from_pretrained(last.path)
+
+    start = whole.checkpoint_dir / "checkpoint-2"
+    compare(whole, two("again", config, 2, resume_from=str(start), **held_out), 2)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("distribution", ["ddp", "fsdp"])
+def test_lora_on_two_ranks_from_the_start_and_from_a_checkpoint(runner, two, distribution):
+    config = {"distribution": distribution, "lora_enabled": True, "eval_generate": False}
+    whole = two("lora", config)
+    assert whole.code == 0
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(whole.checkpoint_dir / "checkpoint-4")
+    for step in (0, 2):
+        start = whole.checkpoint_dir / f"checkpoint-{step}"
+        again = two(f"from{step}", config, 2, resume_from=str(start))
+        compare(whole, again, step)
+
+
+@pytest.mark.nightly
+def test_fsdp_goes_on_exactly_from_before_the_first_step(runner, two):
+    config = {"distribution": "fsdp", "eval_generate": False}
+    whole = two("fsdp", config)
+    again = two("again", config, 2, resume_from=str(whole.checkpoint_dir / "checkpoint-0"))
+    compare(whole, again, 0)
