@@ -35,6 +35,8 @@ from shared.runs import EVENTS_FILE, SPEC_FILE, RunResult, RunSpec, write_atomic
 TRAINERS: dict[str, str] = {
     "sft": "services.gpu_agent.trainers.sft",
     "ppo": "services.gpu_agent.trainers.ppo",
+    "grpo": "services.gpu_agent.trainers.grpo",
+    "gspo": "services.gpu_agent.trainers.gspo",
 }
 """Module of each algorithm; it has `run(ctx) -> None`."""
 

@@ -13,6 +13,8 @@ _MODULES = (
     "datasets",
     "services.gpu_agent.trainers.sft",
     "services.gpu_agent.trainers.ppo",
+    "services.gpu_agent.trainers.grpo",
+    "services.gpu_agent.trainers.gspo",
     # model code is loaded by name in `from_pretrained`; these families are the usual ones
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen2.tokenization_qwen2",
