@@ -14,7 +14,7 @@ _NEEDED = ("torch", "transformers", "trl", "peft", "datasets")
 
 def check(context: HookContext) -> Refusal | None:
     """See the module."""
-    return _packages() or _locks(context) or _memory(context)
+    return _packages() or _verl(context) or _locks(context) or _memory(context)
 
 
 def _packages() -> Refusal | None:
@@ -28,6 +28,26 @@ def _packages() -> Refusal | None:
         f"The host lacks {names}. Run `pip install 'trainyard[agent]'` there.",
         f"主机缺少 {names}。请在主机上运行 `pip install 'trainyard[agent]'`。",
     )
+
+
+def _verl(context: HookContext) -> Refusal | None:
+    if context.config.get("engine") != "verl":
+        return None
+    if context.device != "cuda":
+        return Refusal(
+            "host",
+            Reason.HOST_REFUSED,
+            "engine verl needs a GPU, and this host has none. Set engine to trl, or name a host with GPUs.",
+            "verl 引擎需要 GPU，该主机没有 GPU。请将 engine 设为 trl，或指定有 GPU 的主机。",
+        )
+    if importlib.util.find_spec("verl") is None:
+        return Refusal(
+            "host",
+            Reason.HOST_REFUSED,
+            "The host lacks verl. Run `pip install 'verl[vllm]==0.7.0'` in the agent's environment there, or set engine to trl.",
+            "主机缺少 verl。请在主机的 agent 环境中运行 `pip install 'verl[vllm]==0.7.0'`，或将 engine 设为 trl。",
+        )
+    return None
 
 
 def _locks(context: HookContext) -> Refusal | None:

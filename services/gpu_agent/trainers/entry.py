@@ -40,6 +40,9 @@ TRAINERS: dict[str, str] = {
 }
 """Module of each algorithm; it has `run(ctx) -> None`."""
 
+VERL: dict[str, str] = dict.fromkeys(("grpo", "ppo"), "services.gpu_agent.trainers.verl_run")
+"""The same where the engine is verl."""
+
 _TRACEBACK_CHARS = 8000
 
 
@@ -69,20 +72,20 @@ def run_attempt(attempt_dir: Path, secrets: Mapping[str, str]) -> int:
 
 def _train(context: TrainContext) -> None:
     spec = context.spec
-    module = TRAINERS.get(spec.algorithm)
+    engine = spec.config.get("engine", "trl")
+    if engine != "trl" and (engine != "verl" or spec.algorithm not in VERL):
+        raise TrainingFailure(
+            Reason.CONFIG_INVALID,
+            f"engine {engine!r} cannot train {spec.algorithm}; set engine to 'trl'.",
+            f"engine {engine!r} 不支持 {spec.algorithm}；请设为 'trl'。",
+        )
+    module = (VERL if engine == "verl" else TRAINERS).get(spec.algorithm)
     if module is None:
         known = ", ".join(TRAINERS)
         raise TrainingFailure(
             Reason.CONFIG_INVALID,
             f"This agent has no trainer for algorithm {spec.algorithm!r}; it has: {known}.",
             f"该 agent 没有算法 {spec.algorithm!r} 的训练器；现有：{known}。",
-        )
-    engine = spec.config.get("engine", "trl")
-    if engine != "trl":
-        raise TrainingFailure(
-            Reason.CONFIG_INVALID,
-            f"engine {engine!r} cannot train {spec.algorithm}; set engine to 'trl'.",
-            f"engine {engine!r} 不支持 {spec.algorithm}；请设为 'trl'。",
         )
     started = time.monotonic()
     preload.set_import_environment()

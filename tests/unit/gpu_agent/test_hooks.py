@@ -199,6 +199,19 @@ def test_gpu_that_is_held_is_the_hosts_refusal(make: Make) -> None:
     assert "job9" in refusal.message_en
 
 
+def test_a_host_without_verl_is_passed_over_with_what_to_install(make: Make) -> None:
+    context = make(config={"algorithm": "grpo", "engine": "verl"})
+    refusal = environment.check(context)
+    assert refusal is not None
+    assert "needs a GPU" in refusal.message_en
+    context.device = "cuda"
+    refusal = environment.check(context)
+    assert refusal is not None
+    assert (refusal.fault, refusal.reason) == ("host", Reason.HOST_REFUSED)
+    assert "pip install 'verl[vllm]==0.7.0'" in refusal.message_en
+    assert "verl" in refusal.message_zh
+
+
 def test_full_disk_is_the_hosts_refusal(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
