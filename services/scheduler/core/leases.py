@@ -15,7 +15,7 @@ from services.scheduler.core.draft import Draft
 from services.scheduler.core.endings import Ending, settle, stale_stopped, stop_stale
 from services.scheduler.core.floors import learn
 from services.scheduler.core.inputs import Beat
-from services.scheduler.core.state import ClusterState, Host, Job, Moment, Phase
+from services.scheduler.core.state import ClusterState, Host, Job, Limits, Moment, Phase
 from shared.disk.levels import Volume
 from shared.events.calls import Heartbeat, HeartbeatReply, HeldRun, RunReport
 from shared.jobs.lifecycle import Bilingual, Change
@@ -112,7 +112,8 @@ def beat(draft: Draft, one: Beat) -> None:
     old = draft.host(one.host) or Host(one.host, heartbeat.inventory.label)
     was_lost = old.lost
     host = _renewed(old, heartbeat, draft.now, draft.limits.silent_after)
-    draft.put_host(host, durable=_is_worth_storing(old, host))
+    durable = _is_worth_storing(old, host, draft.limits.silent_after)
+    draft.put_host(host, durable=durable)
     for job_id in sorted(host.runs):
         if host.online and not old.online:
             _reconnect(draft, draft.job(job_id))
@@ -161,9 +162,7 @@ def _watch(draft: Draft, job: Job, host: Host) -> None:
     run, limits, now = job.run, draft.limits, draft.now
     assert run is not None
     if not host.online:
-        silent = now.boot - (host.seen.boot if host.seen else now.boot)
-        overdue = job.policy is DisconnectPolicy.STOP_AND_REQUEUE and silent > limits.requeue_after
-        if host.lost or overdue:
+        if _is_given_up(job, host, now, limits):
             if host.lost:
                 job = replace(job, lost_hosts=tuple(sorted({*job.lost_hosts, host.id})))
             settle(draft, draft.put(job), Ending("lost", Reason.HOST_LOST))
@@ -175,6 +174,16 @@ def _watch(draft: Draft, job: Job, host: Host) -> None:
         settle(draft, job, _NEVER_TAKEN if run.phase is Phase.ASSIGNED else _VANISHED)
     elif run.phase is Phase.ASSIGNED and run.missing_since is not None and host.full is not None:
         _say_full(draft, job, host.full, host.label)
+
+
+def _is_given_up(job: Job, host: Host, now: Moment, limits: Limits) -> bool:
+    """Tell whether a job need not wait for its silent host any longer.
+
+    `lost` goes by the wall clock, which may jump and whose last stored word may be old; the shim goes by its boot clock.
+    """
+    if job.policy is not DisconnectPolicy.STOP_AND_REQUEUE:
+        return host.lost
+    return host.seen is not None and now.boot - host.seen.boot > limits.requeue_after
 
 
 def _say_full(draft: Draft, job: Job, volume: Volume, label: str) -> None:
@@ -222,12 +231,22 @@ def _deaf_since(old: Host, heartbeat: Heartbeat, now: Moment) -> float | None:
     return now.boot if old.deaf_since is None else old.deaf_since
 
 
-def _is_worth_storing(old: Host, new: Host) -> bool:
-    """Tell whether a restart of the scheduler must find the change; the rest comes with the next heartbeat."""
+def _is_worth_storing(old: Host, new: Host, silent_after: float) -> bool:
+    """Tell whether a restart of the scheduler must find the change; the rest comes with the next heartbeat.
+
+    A scheduler that found an old time stores the new one at once: it may end before it does so in its turn.
+    """
+    if old.seen is None or new.seen is None or _age_of(old.seen, new.seen) > silent_after:
+        return True
     kept = ("label", "online", "lost", "instance", "boot_id")
     return any(getattr(old, name) != getattr(new, name) for name in kept) or (
         _hardware(old) != _hardware(new)
     )
+
+
+def _age_of(then: Moment, now: Moment) -> float:
+    """Return seconds by the wall clock, which a restart of the scheduler outlives."""
+    return abs((now.wall - then.wall).total_seconds())
 
 
 def _hardware(host: Host) -> tuple[object, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.scheduler.core.decisions import CheckpointSaved, DesiredCleared, DesiredSet
+from services.scheduler.core.decisions import CheckpointSaved, DesiredCleared, DesiredSet, HostSaved
 from services.scheduler.core.inputs import Tick
 from services.scheduler.core.leases import held, refusal, reply
 from services.scheduler.core.state import ClusterState, Moment
@@ -86,6 +86,32 @@ def test_stop_and_requeue_waits_for_the_shims_deadline_and_more() -> None:
     assert (job.state.status, job.state.reason) == (S.PENDING, Reason.HOST_LOST)
     stop = [d for d in world.decisions if isinstance(d, DesiredSet)][-1]
     assert (stop.host, stop.attempt, stop.desired) == ("box1", 1, "stop")
+
+
+def test_no_wall_clock_gives_away_what_the_shim_stops_by_its_boot_clock() -> None:
+    for policy, waits in (("stop_and_requeue", False), ("keep", True)):
+        state = a_running_job(disconnect_policy=policy).state
+        jumped = Moment(moment(25 * 3600).wall, moment(36).boot)
+        state, _ = steps(state, (Tick(),), jumped)
+        assert state.hosts["box1"].lost
+        assert state.jobs[job_id(1)].waits is waits
+        late = Moment(jumped.wall, moment(600 * 1.02 + 61).boot)
+        state, _ = steps(state, (Tick(),), late)
+        assert state.jobs[job_id(1)].waits
+
+
+def test_a_heartbeat_is_stored_at_once_when_the_stored_one_is_old() -> None:
+    world = a_running_job()
+    world.seconds = 5
+    assert not [d for d in world.do(a_beat("box1", 2, runs=alive())) if isinstance(d, HostSaved)]
+    box = world.state.hosts["box1"]
+    found = Moment(moment(-23 * 3600).wall, moment(5).boot)
+    world.state = replace(world.state, hosts={"box1": replace(box, seen=found)})
+    world.seconds = 10
+    (saved,) = (d for d in world.do(a_beat("box1", 2, runs=alive())) if isinstance(d, HostSaved))
+    assert saved.host.seen == moment(10)
+    world.seconds = 15
+    assert not [d for d in world.do(a_beat("box1", 2, runs=alive())) if isinstance(d, HostSaved)]
 
 
 def test_user_says_the_host_is_lost() -> None:
