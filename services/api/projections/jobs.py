@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import BindParameter, bindparam, insert, select
 from sqlmodel import Session, col
 
 from services.api.db.tables import AttemptRow, JobEventRow, JobRow
@@ -17,6 +17,18 @@ from shared.jobs.lifecycle import Change, JobState
 _ENDS = frozenset(
     {Change.REQUEUED, Change.PAUSED, Change.COMPLETED, Change.FAILED, Change.CANCELLED}
 )
+
+_JOBS: BindParameter[Any] = bindparam("jobs", expanding=True)
+_NUMBERS: BindParameter[Any] = bindparam("numbers", expanding=True)
+_ROWS = select(JobRow).where(col(JobRow.uuid).in_(_JOBS))
+_ATTEMPTS = select(AttemptRow).where(
+    col(AttemptRow.job).in_(_JOBS), col(AttemptRow.attempt).in_(_NUMBERS)
+)
+_TOLD = select(col(JobEventRow.job), col(JobEventRow.job_n)).where(
+    col(JobEventRow.job).in_(_JOBS), col(JobEventRow.job_n).in_(_NUMBERS)
+)
+_TELL = insert(JobEventRow)
+"""Made once: each costs more to build than to carry out."""
 
 
 def apply_jobs(session: Session, events: Sequence[JobEventBase]) -> None:
@@ -33,20 +45,12 @@ class _Batch:
     """What the database holds about the jobs of some events, and what is to be added."""
 
     def __init__(self, session: Session, states: Sequence[JobState]) -> None:
-        jobs = {state.job for state in states}
-        rows = session.execute(select(JobRow).where(col(JobRow.uuid).in_(jobs))).scalars()
-        attempts = session.execute(
-            select(AttemptRow).where(
-                col(AttemptRow.job).in_(jobs),
-                col(AttemptRow.attempt).in_({state.attempt for state in states}),
-            )
-        ).scalars()
-        told = session.execute(
-            select(col(JobEventRow.job), col(JobEventRow.job_n)).where(
-                col(JobEventRow.job).in_(jobs),
-                col(JobEventRow.job_n).in_({state.job_n for state in states}),
-            )
-        )
+        jobs = list({state.job for state in states})
+        numbers = list({state.attempt for state in states})
+        counted = list({state.job_n for state in states})
+        rows = session.execute(_ROWS, {"jobs": jobs}).scalars()
+        attempts = session.execute(_ATTEMPTS, {"jobs": jobs, "numbers": numbers}).scalars()
+        told = session.execute(_TOLD, {"jobs": jobs, "numbers": counted})
         self._session = session
         self._rows = {row.uuid: row for row in rows}
         self._attempts = {(row.job, row.attempt): row for row in attempts}
@@ -84,7 +88,7 @@ class _Batch:
     def write(self) -> None:
         """Write what was collected."""
         if self._new:
-            self._session.execute(insert(JobEventRow), self._new)
+            self._session.execute(_TELL, self._new)
             self._new = []
         self._session.flush()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
 from typing import Any
 
 from sqlalchemy import Insert, Select
@@ -45,10 +46,10 @@ class MemorySession:
     def flush(self) -> None:
         """Everything is written at once."""
 
-    def execute(self, statement: Any, values: Sequence[dict[str, Any]] = ()) -> Any:
+    def execute(self, statement: Any, values: Any = None) -> Any:
         """Read rows by `IN`, keep history, remove a job's; the other update clears `best`, which nothing here looks at."""
         if isinstance(statement, Select):
-            return self._select(statement)
+            return self._select(statement, values)
         if isinstance(statement, Insert):
             history = self.rows["JobEventRow"]
             for one in values:
@@ -61,20 +62,24 @@ class MemorySession:
                     del rows[key]
         return None
 
-    def _select(self, statement: Any) -> Any:
-        name = statement.column_descriptions[0]["entity"].__name__
-        where = statement.whereclause
-        wanted = [
-            (_KEYS[name].index(c.left.key), c.right.value)
-            for c in (where.clauses if isinstance(where, BooleanClauseList) else (where,))
-        ]
+    def _select(self, statement: Any, values: dict[str, Any]) -> Any:
+        name, wanted = _meaning(statement)
+        rows = self.rows[name]
         if len(_KEYS[name]) == 1:
-            rows = [self.rows[name][key] for key in wanted[0][1] if key in self.rows[name]]
-            return ScalarRows(rows)
-        keys = [
-            key for key in self.rows[name] if all(key[place] in values for place, values in wanted)
-        ]
-        return ScalarRows(keys if name == "JobEventRow" else [self.rows[name][k] for k in keys])
+            return ScalarRows([rows[key] for key in values[wanted[0]] if key in rows])
+        firsts, seconds = (values[parameter] for parameter in wanted)
+        keys = [key for key in itertools.product(firsts, seconds) if key in rows]
+        return ScalarRows(keys if name == "JobEventRow" else [rows[key] for key in keys])
+
+
+@functools.cache
+def _meaning(statement: Any) -> tuple[str, tuple[str, ...]]:
+    """Return the table of a statement that was made once, and the parameter of each column of its key."""
+    name = statement.column_descriptions[0]["entity"].__name__
+    where = statement.whereclause
+    clauses = where.clauses if isinstance(where, BooleanClauseList) else (where,)
+    found = {c.left.key: c.right.key for c in clauses}
+    return name, tuple(found[column] for column in _KEYS[name])
 
 
 class ScalarRows(list[Any]):
