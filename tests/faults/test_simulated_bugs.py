@@ -11,13 +11,7 @@ from tests.faults.simulation.world import simulate
 WITHIN = 50
 
 
-LATER = {"renewed after it had run out"}
-"""Not found within 50 seeds at present: nightly, where it fails until it is."""
-
-
-@pytest.mark.parametrize(
-    "bug", [pytest.param(b, marks=pytest.mark.nightly if b in LATER else ()) for b in PLANTS]
-)
+@pytest.mark.parametrize("bug", PLANTS)
 def test_a_planted_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PLANTS[bug](monkeypatch)
     for seed in range(WITHIN):

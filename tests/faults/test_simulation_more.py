@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.faults.simulation.many import keeps_every_promise
 
 
-# Seed 839 breaks a promise (an attempt given away while it ran) and waits for its cause; until then this runs nightly.
-@pytest.mark.nightly
 def test_every_promise_is_kept() -> None:
     keeps_every_promise(range(500, 1000))

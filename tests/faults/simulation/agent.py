@@ -28,8 +28,7 @@ from tests.faults.simulation.runner import SimRunner
 from tests.faults.simulation.scheduler import SchedulerNode
 
 LANES_HERE = ("RUNS", "METRICS")
-BEAT_SECONDS = 2.5
-BEAT_DEADLINE = DEADLINE_SECONDS / 2
+BEAT_SECONDS = 3.25
 
 
 class _Beats(HeartbeatLoop):
@@ -78,6 +77,8 @@ class SimAgent:
         self.api = api
         self.process = Process(host.machine, f"agent-{host.id}")
         self.crash_chance = 0.0
+        self.on_answer: Callable[[], float] = lambda: 0.0
+        """Called when a heartbeat is answered; returns for how many seconds more the answer is on its way."""
         self.clock = clock_of(self.engine, host.machine)
         self._pending: set[str] = set()
         self._watch_at = 0.0
@@ -179,7 +180,7 @@ class SimAgent:
     def _beat(self) -> Thread:
         while True:
             yield from self._beat_once()
-            yield BEAT_SECONDS - BEAT_DEADLINE
+            yield BEAT_SECONDS - DEADLINE_SECONDS
 
     def _beat_now(self) -> None:
         self.spawn(self._beat_once(), self._changed)
@@ -197,7 +198,7 @@ class SimAgent:
         )
         answered: list[bool] = []
         self._ask_scheduler(message, sent, answered)
-        yield BEAT_DEADLINE
+        yield DEADLINE_SECONDS
         if not answered:
             self.beats.standing.answered = False
             answered.append(False)  # what comes now comes too late
@@ -212,7 +213,7 @@ class SimAgent:
 
         def answer(name: str, reply: HeartbeatReply) -> None:
             if broker.sends(name) and broker.hears(host):
-                pause = broker.latency()
+                pause = broker.latency() + self.on_answer()
                 self.engine.at(self.engine.now + pause, lambda: take(reply), self.process)
 
         def arrive() -> None:
@@ -347,7 +348,7 @@ class SimAgent:
                 query = AckQuery(attempts=cursors)
                 answers: list[AckReply] = []
                 self.api.ask(self.host.id, query, answers.append)
-                yield BEAT_DEADLINE
+                yield DEADLINE_SECONDS / 2
                 if answers:
                     self.confirmations.apply(answers[0])
                     self.confirmations._resend_what_is_stuck(asked)

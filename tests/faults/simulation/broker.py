@@ -52,6 +52,8 @@ class Broker:
     """Seconds of such a delay."""
     late: float = 0.0
     """Chance that a publication or a write times out and is carried out seconds later, behind what was sent after it."""
+    hung_until: float = 0.0
+    """Until then the store takes nothing (its disk is slow): what only passes through the broker goes on, and so do reads."""
     up: bool = True
     made: int = 0
 
@@ -147,6 +149,8 @@ class Broker:
         """Store one message, or not, and say so, or not."""
         if not self.sends(node):
             return PublishTimeout("lost on the way")
+        if self.engine.now < self.hung_until:
+            return PublishTimeout("the store hangs")
         if self._later(lambda: self._store(name, subject, event, envelope, msg_id)):
             return PublishTimeout("it takes too long")
         known = self._store(name, subject, event, envelope, msg_id)
@@ -195,6 +199,8 @@ class Broker:
         """Write or delete a key. Raises BusUnavailable, and then it may have happened all the same."""
         if not self.sends(node):
             raise BusUnavailable("lost on the way")
+        if self.engine.now < self.hung_until:
+            raise BusUnavailable("the store hangs")
         if self._later(lambda: self._write(key, value)):
             raise BusUnavailable("it takes too long")
         self._write(key, value)

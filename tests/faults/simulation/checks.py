@@ -110,9 +110,28 @@ class Checks:
         if key[0] not in self.stop_policy or key in self.excused:
             return
         for trainer, host in self.alive[key[0]]:
-            woken = self.engine.now - host.machine.thawed_at <= TICK
-            if trainer.files.attempt == key[1] and not (host.machine.frozen or woken):
+            if trainer.files.attempt != key[1]:
+                continue
+            if not self._may_not_know(host):
                 self.fail("an attempt was given away while it ran", *key, host.id)
+            self._ends_soon(key, trainer, host)
+
+    def _may_not_know(self, host: SimHost) -> bool:
+        """Tell whether a whole host is frozen, or was until a moment ago."""
+        woken = self.engine.now - host.machine.thawed_at <= TICK
+        return host.machine.frozen or woken
+
+    def _ends_soon(self, key: Key, trainer: Trainer, host: SimHost) -> None:
+        """One tick after its host woke up, what was given away meanwhile is dead."""
+
+        def look() -> None:
+            if not trainer.process.alive or trainer.files.shim_killed:
+                return
+            if not self._may_not_know(host):
+                self.fail("an attempt that was given away runs on", *key, host.id)
+            self.engine.at(self.engine.now + 1.0, look)
+
+        look()
 
     def _published(self, one: Published) -> None:
         state = one.state
@@ -225,6 +244,9 @@ class Checks:
         if key in self.ever_started:
             self.fail("an attempt was started twice", *key)
         self.ever_started.add(key)
+        away = key[0] in self.stop_policy and self.status.get(key) == "fenced"
+        if away and key not in self.excused and not self._may_not_know(host):
+            self.fail("an attempt began that was given away", *key, host.id)
         for others in self.alive.values():
             for other, where in others:
                 if where is host and set(other.gpus) & set(trainer.gpus):

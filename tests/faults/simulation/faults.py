@@ -25,7 +25,11 @@ class Faults:
         world.broker.copies = rng.choice((0.0, 0.5))
         world.broker.delay = rng.choice((0.0, 0.05))
         world.broker.late = rng.choice((0.0, 0.0, 0.02))
-        self.crash_chance = rng.choice((0.0, 0.0, 0.004, 0.02))
+        self.crash_chance = rng.choice((0.0, 0.0, 0.01, 0.03))
+        if world.tight:
+            self.crash_chance *= (
+                0.1  # each scheduler after the first gives every host its patience anew
+            )
         for node in world.schedulers:
             node.crash_chance = self.crash_chance
         world.api.crash_chance = self.crash_chance
@@ -35,21 +39,25 @@ class Faults:
             (0.5, self.pause_control), (2.0, self.kill_agent), (0.7, self.kill_shim),
             (1.5, self.kill_trainer), (1.0, self.reboot), (1.0, self.kill_scheduler),
             (1.0, self.kill_api), (1.0, self.stop_broker), (0.5, self.drain),
+            (0.3, self.hang_store), (3.0, self.oversleep),
+            (3.0 if len(world.schedulers) > 1 else 0.0, self.usurp),
         ]  # fmt: skip
         self.off: set[str] = set()
         """Hosts without power, or without an agent for now."""
         self.kinds = [work for _, work in kinds]
         self.weights = [weight * rng.choice((0.0, 1.0, 1.0, 3.0)) for weight, _ in kinds]
-        self.strikes = rng.choice((0.0, 0.1, 0.3))
+        self.strikes = rng.choice((0.0, 0.2, 0.4))
+        """Chance that something goes wrong just when a promise hangs by a moment."""
         if world.tight:
             # long silence is what these are about: cut off, frozen, and little else
-            quiet_ones = (self.partition, self.pause)
+            quiet_ones = (self.partition, self.pause, self.oversleep, self.usurp)
             self.weights = [
                 min(w, 1.0) if k in quiet_ones else w * 0.05
                 for w, (_, k) in zip(self.weights, kinds, strict=True)
             ]
             self.weights[0] += 8.0
             self.every = 7.0
+            self.strikes *= 0.2  # a start that is struck trains for nobody
             world.broker.slow = (0.1, 0.7)
             world.broker.delay = rng.choice((0.0, 0.4))
 
@@ -111,58 +119,129 @@ class Faults:
 
     def strike(self, host: SimHost) -> None:
         """Perhaps hit a host just when it begins what it was given."""
-        if self.process.alive and self.rng.random() < self.strikes:
+        if self._strikes(host):
             self.world.engine.saw("a host was struck at a start")
             hit = self.rng.choice((self.partition, self.pause))
             self.later(self.rng.uniform(0.02, 1.5), lambda: hit(host))
 
-    def partition(self, host: SimHost | None = None) -> None:
+    def strike_launch(self, host: SimHost) -> float:
+        """Perhaps let a shim start slowly, and its host be suspended meanwhile. Returns seconds."""
+        if not self._strikes(host):
+            return 0.0
+        self.world.engine.saw("a host was struck at a launch")
+        self.later(self.rng.uniform(0.0, 1.0), lambda: self.pause(host, sleeps=True))
+        return self.rng.uniform(2.0, 12.0)
+
+    def strike_answer(self, host: SimHost) -> float:
+        """Perhaps let the last answer before a cut be on its way for long. Returns seconds."""
+        link = self.world.broker.links[host.id]
+        stops = self.world.checks.stop_policy
+        mine = any(t.files.job in stops for t in host.trainers)
+        whole = self.process.alive and mine and link.out and link.back
+        if not whole or self.rng.random() >= (0.1 if self.world.tight else 0.1 * self.strikes):
+            return 0.0
+        self.world.engine.saw("a host was struck at an answer")
+        self.partition(host, "out")
+        return self.rng.uniform(1.0, 2.9)
+
+    def strike_giving_away(self, host: SimHost) -> None:
+        """Perhaps let a host come back just when its attempt was given away, and nobody can write that down for it."""
+        often = 10.0 if self.world.tight else 3.0
+        if not self._strikes(host, often):
+            return
+        self.world.engine.saw("a host came back as its attempt was given away")
+        self.hang_store()
+        self.later(self.rng.uniform(0.0, 1.5), lambda: self._back(host))
+
+    def _strikes(self, host: SimHost, often: float = 1.0) -> bool:
+        works = self.process.alive and host.id not in self.off
+        return works and self.rng.random() < often * self.strikes
+
+    def _back(self, host: SimHost) -> None:
+        self.thaw(host.machine)
+        self.heal(host.id)
+
+    def partition(self, host: SimHost | None = None, which: str | None = None) -> None:
         """Cut a host off, in one direction or both."""
         host = host or self.a_host()
         links = self.world.broker.links
         link = links[host.id]
-        if not (link.out and link.back):
+        if not (link.out and link.back) or (self.world.tight and not host.trainers):
             return
-        if self.world.tight and not all(links[h].out for h in self.world.hosts):
-            return  # what is lost here is to begin elsewhere at once
-        which = self.rng.choice(("both", "both", "out", "out" if self.world.tight else "back"))
+        ways = ("both", "both", "out", "out" if self.world.tight else "back")
+        which = which or self.rng.choice(ways)
         seconds = self.length()
         link.out, link.back = which not in ("both", "out"), which not in ("both", "back")
         self.note("cut", host.id, which, f"{seconds:.1f}")
         self.world.engine.saw(f"a host was cut off: {which}")
+        self.later(seconds, lambda: self.heal(host.id))
 
-        def heal() -> None:
+    def heal(self, node: str) -> None:
+        """Connect a node again."""
+        link = self.world.broker.links[node]
+        if not (link.out and link.back):
             link.out = link.back = True
-            self.note("healed", host.id)
-            self.world.broker.tell_reconnected(host.id)
-
-        self.later(seconds, heal)
+            self.note("healed", node)
+            self.world.broker.tell_reconnected(node)
 
     def cut_service(self) -> None:
         """Cut the scheduler or the api off."""
         name = self.rng.choice((*(node.name for node in self.world.schedulers), "api"))
+        self._cut(name, min(self.length(), 30.0))
+
+    def _cut(self, name: str, seconds: float) -> None:
         link = self.world.broker.links[name]
         link.out = link.back = False
-        seconds = min(self.length(), 30.0)
         self.note("cut", name, f"{seconds:.1f}")
+        self.later(seconds, lambda: self.heal(name))
 
-        def heal() -> None:
-            link.out = link.back = True
-            self.note("healed", name)
-            self.world.broker.tell_reconnected(name)
+    def usurp(self) -> None:
+        """Suspend the leader; the rival that takes over is cut off, so that only the deposed one hears hosts when it wakes."""
+        leading = [n for n in self.world.schedulers if n.process.alive and n.lead is not None]
+        if len(leading) != 1 or any(n.machine.frozen for n in self.world.schedulers):
+            return
+        (rival,) = (n for n in self.world.schedulers if n is not leading[0])
+        rival.start()
+        self.world.engine.saw("a rival was cut off")
+        long = (75.0, 85.0) if self.world.tight else (38.0, 50.0)
+        self._cut(rival.name, self.rng.uniform(*long))
+        # mostly longer than the lead lasts, and too short to find hosts silent
+        asleep = (8.6, 11.0) if self.rng.random() < 0.7 else (11.0, 20.0)
+        seconds = self.rng.uniform(*asleep)
+        self._freeze(leading[0].machine, seconds, sleeps=True)
 
-        self.later(seconds, heal)
+    def hang_store(self) -> None:
+        """Let the broker's store take nothing for a while."""
+        seconds = self.rng.uniform(2.0, 12.0)
+        self.note("store hangs", f"{seconds:.1f}")
+        self.world.engine.saw("the store hung")
+        self.world.broker.hung_until = self.world.engine.now + seconds
 
-    def pause(self, host: SimHost | None = None) -> None:
+    def oversleep(self) -> None:
+        """Suspend a host that trains until its attempt is given away, and perhaps for longer."""
+        stops = self.world.checks.stop_policy
+        hosts = self.world.hosts.values()
+        mine = [h for h in hosts if any(t.files.job in stops for t in h.trainers)]
+        if mine:
+            seconds = self.world.limits.requeue_after * self.rng.uniform(1.05, 1.4)
+            self.pause(self.rng.choice(mine), sleeps=True, seconds=seconds)
+
+    def pause(
+        self,
+        host: SimHost | None = None,
+        *,
+        sleeps: bool | None = None,
+        seconds: float | None = None,
+    ) -> None:
         """Freeze a whole host."""
         host = host or self.a_host()
         if host.machine.frozen or host.id in self.off:
             return
         self.world.checks.account()
-        sleeps = self.rng.random() < 0.4
+        sleeps = self.rng.random() < 0.4 if sleeps is None else sleeps
         self.world.engine.freeze(host.machine, sleeps=sleeps)
         self.world.paused[host.id] = True
-        seconds = self.length()
+        seconds = seconds or self.length()
         self.note("asleep" if sleeps else "frozen", host.id, f"{seconds:.1f}")
         self.world.engine.saw("a host slept" if sleeps else "a host was frozen")
         self.later(seconds, lambda: self.thaw(host.machine))
@@ -174,10 +253,12 @@ class Faults:
         if not machine.frozen:
             if len(self.world.schedulers) > 1 and node.lead is not None:
                 self.world.engine.saw("a leader with a rival was frozen")
-            self.world.engine.freeze(machine, sleeps=self.rng.random() < 0.4)
-            seconds = min(self.length(), 60.0)
-            self.note("frozen", machine.name, f"{seconds:.1f}")
-            self.later(seconds, lambda: self.thaw(machine))
+            self._freeze(machine, min(self.length(), 60.0), sleeps=self.rng.random() < 0.4)
+
+    def _freeze(self, machine: Machine, seconds: float, *, sleeps: bool) -> None:
+        self.world.engine.freeze(machine, sleeps=sleeps)
+        self.note("frozen", machine.name, f"{seconds:.1f}")
+        self.later(seconds, lambda: self.thaw(machine))
 
     def thaw(self, machine: Machine) -> None:
         """Let a machine go on."""
@@ -276,7 +357,7 @@ class Faults:
         world = self.world
         self.process.alive = False
         broker = world.broker
-        broker.loss = broker.copies = broker.delay = broker.late = 0.0
+        broker.loss = broker.copies = broker.delay = broker.late = broker.hung_until = 0.0
         self.crash_chance = world.api.crash_chance = 0.0
         for link in broker.links.values():
             link.out = link.back = True

@@ -104,6 +104,8 @@ class SimHost:
     """Called when a trainer starts (True) and ends (False)."""
     on_stop: Callable[[AttemptDir], None] = lambda _: None
     """Called when the agent stops a run."""
+    on_launch: Callable[[], float] = lambda: 0.0
+    """Called when a shim starts; returns the seconds that this takes beyond the usual."""
     attempts: dict[tuple[str, int], AttemptDir] = field(default_factory=dict)
     lease: dict[str, Any] | None = None
     own: dict[str, set[int]] = field(default_factory=dict)
@@ -141,7 +143,8 @@ class SimHost:
         launch = files.launch
         assert launch is not None
         rng = self.engine.rng
-        yield rng.uniform(0.002, 0.05) if rng.random() < 0.9 else rng.uniform(0.5, 12.0)
+        usual = rng.uniform(0.002, 0.05) if rng.random() < 0.9 else rng.uniform(0.5, 12.0)
+        yield usual + self.on_launch()
         waited = 0.0
         while any(self.holder(lock) for lock in launch["locks"]):
             if waited > LOCK_PATIENCE:

@@ -12,6 +12,7 @@ from services.api.projections import telemetry, verdicts
 from services.api.projections.fence import fresh_items
 from services.gpu_agent import shim
 from services.gpu_agent.core import reconcile
+from services.gpu_agent.heartbeat import HeartbeatLoop
 from services.scheduler import leader
 from services.scheduler.core import assign, facts, requests
 from services.scheduler.core.decisions import Decision
@@ -112,6 +113,17 @@ PLANTS: dict[str, Plant] = {
         shim.LeaseWatch, "__init__", 'launch["stop_after"] * 0.98', 'launch["stop_after"]'
     ),
     "drift omitted: scheduler": no_drift_at_the_scheduler,
+    "leader not checked: heartbeats": in_code(
+        leader,
+        "check",
+        "if row is None or (row.epoch, row.holder) != (lead.epoch, lead.holder):",
+        "if False:",
+    ),
+    "lease counted from receive": in_code(
+        HeartbeatLoop, "take", "self.heard = sent", "self.heard = sent = self.clock.boot()"
+    ),
+    "held ignored": in_code(HeartbeatLoop, "may_start", "return named and", "return"),
+    "overdue start": in_code(shim, "is_overdue", "return bool(counts and", "return bool(False and"),
     "begun after its agent gave it up": in_code(
         AttemptDir, "claims", "return self.claim == who", "return True"
     ),

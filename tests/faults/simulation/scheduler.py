@@ -62,6 +62,8 @@ class SchedulerNode:
         self.machine = machine
         self.limits = limits
         self.observe = observe
+        self.on_grant: Callable[[str, int], None] = lambda host, epoch: None
+        """Called when a lease is granted, with the epoch of this leader."""
         self.db = db or Database()
         self.db.contested = db is not None
         self.process = Process(machine, self.name, alive=False)
@@ -284,6 +286,8 @@ class SchedulerNode:
         beat = Beat(host, message)
         reply = leases.reply(self.state, beat, self.now(), self.ctl_epoch, self.lead.epoch)
         self.commit([beat])
+        if reply.ok:
+            self.on_grant(host, self.lead.epoch)
         held = leases.held(self.state, host, self.now()) if reply.ok else ()
         answer(reply.model_copy(update={"held": held}))
 

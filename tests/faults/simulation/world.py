@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from services.scheduler.core.decisions import AttemptSaved
+from services.scheduler.core.inputs import Tick
 from services.scheduler.core.state import Limits
 from shared.events.requests import (
     JobCancelRequested,
@@ -83,6 +84,7 @@ class World:
             host = SimHost(self.engine, name, machine, gpus, shared, self.plans, lambda *_: None)
             host.on_trainers = lambda t, begins, host=host: self.checks.trainer(host, t, begins)  # type: ignore[misc]
             host.on_stop = partial(self._stopped, name)
+            host.on_launch = lambda host=host: self.faults.strike_launch(host)  # type: ignore[misc]
             self.hosts[name] = host
         for name in (*NAMES, "api", *self.hosts):
             self.broker.links[name] = Link()
@@ -97,7 +99,11 @@ class World:
                     self.engine, self.broker, rival, self.limits, self._committed, self.scheduler.db
                 )
             )
+        for node in self.schedulers:
+            node.on_grant = self._granted
         self.api = ApiNode(self.engine, self.broker, Machine("web"), self.checks)
+        self.heard: dict[str, float] = {}
+        """When each host was last granted a lease."""
         self.agents: dict[str, SimAgent] = {}
         self.instances = 0
         self.paused: dict[str, bool] = {}
@@ -114,6 +120,7 @@ class World:
         self.instances += 1
         agent = SimAgent(self.hosts[host], self.broker, self.schedulers, self.api, self.instances)
         agent.crash_chance = self.faults.crash_chance
+        agent.on_answer = lambda: self.faults.strike_answer(self.hosts[host])
         self.agents[host] = agent
 
     def _committed(self, inputs: Any, decisions: Any) -> None:
@@ -123,9 +130,30 @@ class World:
                 if files.shim_killed:
                     self.checks.excused.add((files.job, files.attempt))
         self.checks.committed(inputs, decisions)
+        if len(inputs) == 1 and isinstance(inputs[0], Tick):
+            self._lost_in_time(decisions)
         for one in decisions:
             if isinstance(one, AttemptSaved) and one.status == "assigned":
                 self.faults.strike(self.hosts[one.host])
+            elif isinstance(one, AttemptSaved) and one.status == "fenced":
+                self.faults.strike_giving_away(self.hosts[one.host])
+
+    def _lost_in_time(self, decisions: Any) -> None:
+        """With `keep` time alone gives nothing away before `lost_after`, which goes by wall clocks and what was stored."""
+        clocks = 2 * DRIFT * self.engine.now
+        least = self.limits.lost_after.total_seconds() - self.limits.silent_after - clocks
+        for one in decisions:
+            if isinstance(one, AttemptSaved) and one.reason == Reason.HOST_LOST.value:
+                silent = self.engine.now - self.heard[one.host]
+                if one.job not in self.checks.stop_policy and silent < least:
+                    self.checks.fail("a host was lost too early", one.job, one.host, silent)
+
+    def _granted(self, host: str, epoch: int) -> None:
+        """A lease is granted by the leader alone: another one may have given away what the host goes on with."""
+        self.heard[host] = self.engine.now
+        row = self.scheduler.db.leader.row
+        if row is None or row.epoch != epoch:
+            self.checks.fail("a deposed leader granted a lease", host, epoch)
 
     def _stopped(self, host: str, files: AttemptDir) -> None:
         """An agent stops what is not wanted; while writes arrive in order, that is never what the books want to run."""
