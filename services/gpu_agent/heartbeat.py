@@ -62,7 +62,13 @@ class HeartbeatLoop:
     _fully_reported: str = ""
     heard: float | None = None
     """Boot time at which the last answered heartbeat was sent, or the first one while none was answered."""
+    began: float = 0.0
+    """Boot time at which this instance began."""
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        """Note the time: a heartbeat of an earlier instance may arrive after the first one of this."""
+        self.began = self.clock.boot()
 
     def beat_soon(self) -> None:
         """Ask the scheduler now instead of at the next turn; `changed` is called with or without an answer."""
@@ -91,6 +97,7 @@ class HeartbeatLoop:
         message = Heartbeat(
             instance=self.instance,
             boot_id=shim.boot_id(),
+            began=self.began,
             inventory=inventory,
             runs=self.reports(everything),
             restored=restored,

@@ -26,6 +26,8 @@ class Heartbeat(EventBase):
     instance: str
     """New with each start of the agent; a second instance of a host id is refused."""
     boot_id: str
+    began: float = 0.0
+    """Seconds after the host's boot at which this instance began; 0 from an agent that does not say so."""
     inventory: HostInventory
     runs: tuple[RunReport, ...] = ()
     unanswered_seconds: float = 0.0

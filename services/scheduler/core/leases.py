@@ -49,7 +49,8 @@ def refusal(state: ClusterState, beat: Beat, now: Moment) -> Refusal | None:
     """Return why this agent may not speak for its host, or None.
 
     A new instance on the same boot is the same agent restarted: a lock on the host admits one at a time.
-    Another boot while the lease lives, or an instance that was replaced and speaks again, is a second agent.
+    Another boot while the lease lives, or an instance that was replaced and speaks again, is a second agent. So is one
+    that began before the one that speaks for the host: it may be dead, and its heartbeat late.
     """
     host = state.hosts.get(beat.host)
     if host is None:
@@ -58,7 +59,8 @@ def refusal(state: ClusterState, beat: Beat, now: Moment) -> Refusal | None:
         return Refusal("forgotten")
     if beat.heartbeat.instance == host.instance:
         return None
-    if beat.heartbeat.instance in host.retired:
+    overtaken = beat.heartbeat.boot_id == host.boot_id and 0 < beat.heartbeat.began < host.began
+    if overtaken or beat.heartbeat.instance in host.retired:
         return Refusal("identity_in_use")
     alive = host.seen is not None and now.boot - host.seen.boot <= state.limits.lease_ttl
     if alive and host.instance and beat.heartbeat.boot_id != host.boot_id:
@@ -214,6 +216,7 @@ def _renewed(old: Host, heartbeat: Heartbeat, now: Moment, silent_after: float) 
         instance=heartbeat.instance,
         retired=retired,
         boot_id=heartbeat.boot_id,
+        began=heartbeat.began,
         boot_seen=old.boot_seen if heartbeat.boot_id == old.boot_id else now.boot,
     )
 

@@ -227,6 +227,8 @@ class Host:
     retired: tuple[str, ...] = ()
     """Earlier instances: one that speaks again after its successor is a second agent of the same id."""
     boot_id: str = ""
+    began: float = 0.0
+    """Seconds after that boot at which the instance began."""
     boot_seen: float = 0.0
     """Boot-clock second (of the scheduler) at which this boot id was first heard of."""
     req_n: int = 0

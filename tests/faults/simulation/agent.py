@@ -192,6 +192,7 @@ class SimAgent:
         message = Heartbeat(
             instance=self.beats.instance,
             boot_id=self.host.machine.boot_id,
+            began=self.beats.began,
             inventory=self._inventory(),
             runs=self.runner.reports(),
             unanswered_seconds=sent - self.beats.heard,

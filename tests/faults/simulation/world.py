@@ -144,7 +144,7 @@ class World:
         least = self.limits.lost_after.total_seconds() - self.limits.silent_after - clocks
         for one in decisions:
             if isinstance(one, AttemptSaved) and one.reason == Reason.HOST_LOST.value:
-                silent = self.engine.now - self.heard[one.host]
+                silent = self.engine.now - self.heard.get(one.host, -1e9)
                 if one.job not in self.checks.stop_policy and silent < least:
                     self.checks.fail("a host was lost too early", one.job, one.host, silent)
 
@@ -351,6 +351,8 @@ def simulate(seed: int) -> Outcome:
             world.run()
     except Violation as error:
         raise Violation(f"seed {seed}: {error}\n{story(world.engine)}") from None
+    except Exception as error:  # whatever the product raises is a finding, and other seeds go on
+        raise Violation(f"seed {seed}: {error!r}\n{story(world.engine)}") from error
     attempts = sum(world.checks.newest.values())
     for name, node in (("a scheduler", world.scheduler), *world.hosts.items()):
         if abs(node.machine.rate - 1.0) > 0.019:

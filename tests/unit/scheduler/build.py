@@ -77,6 +77,7 @@ def a_beat(
     runs: Sequence[RunReport] = (),
     inventory: HostInventory | None = None,
     unanswered: float = 0.0,
+    began: float = 0.0,
     **more: Any,
 ) -> Beat:
     inventory = inventory or an_inventory(f"{host}-label", count, **more)
@@ -85,6 +86,7 @@ def a_beat(
         Heartbeat(
             instance=instance,
             boot_id=boot_id,
+            began=began,
             inventory=inventory,
             runs=tuple(runs),
             unanswered_seconds=unanswered,

@@ -256,6 +256,23 @@ def test_identity() -> None:
     assert (answer.ok, answer.ctl_epoch) == (True, "")
 
 
+def test_a_late_heartbeat_of_a_dead_agent_does_not_shut_its_successor_out() -> None:
+    world = World()
+    world.do(a_beat("box1", 1, instance="i1", began=100))
+    world.seconds = 5
+    world.do(a_beat("box1", 1, instance="i3", began=130))
+    late = a_beat("box1", 1, instance="i2", began=120)
+    assert not reply(world.state, late, world.now, "e1", 3).ok
+    world.do(late)
+    present = a_beat("box1", 1, instance="i3", began=130)
+    assert refusal(world.state, present, world.now) is None
+    world.do(present)
+    assert world.state.hosts["box1"].instance == "i3"
+    world.seconds = 100
+    rebooted = a_beat("box1", 1, instance="i4", boot_id="b2", began=20)
+    assert refusal(world.state, rebooted, world.now) is None, "another boot counts anew"
+
+
 def test_gpus_of_a_silent_host_are_not_given() -> None:
     world = World()
     world.do(a_beat("box1", 1))
