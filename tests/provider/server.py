@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import random
+import re
 import sys
 import time
 from collections import Counter, deque
@@ -39,6 +40,8 @@ class Behaviour:
     retry_after: float | None = None
     answer: str | None = None
     """What it says instead of a score."""
+    sums: bool = False
+    """It knows additions: the full score where the last box of the answer holds the sum of the task, else none."""
     seed: int = 0
 
 
@@ -217,7 +220,9 @@ class Mock:
             other = body["messages"][3]["content"].split(">>>\n", 1)[-1].rsplit("\n<<<", 1)[0]
             text = json.dumps({"winner": _winner(answer, other), "reason": "longer"})
         if text is None:
-            text = json.dumps({"score": score_of(answer), "reason": "because"})
+            task = body["messages"][1]["content"]
+            score = sum_score(task, answer) if self.behaviour.sums else score_of(answer)
+            text = json.dumps({"score": score, "reason": "because"})
         return self._reply(body, text, "stop")
 
     def _reply(self, body: dict[str, Any], text: str, finish: str) -> web.Response:
@@ -248,6 +253,13 @@ class Mock:
 def score_of(answer: str) -> int:
     """Return the score of an answer: 0 to 10, by its hash; tests compare what they got with it."""
     return int(hashlib.sha256(answer.encode()).hexdigest(), 16) % 11
+
+
+def sum_score(task: str, answer: str) -> int:
+    """Return 10 where the last box of an answer holds the sum that the task asks for, else 0."""
+    asked = re.search(r"(\d+)\+(\d+)=", task)
+    boxes = re.findall(r"\\boxed\{(\d+)\}", answer)
+    return 10 if asked and boxes and int(boxes[-1]) == int(asked[1]) + int(asked[2]) else 0
 
 
 def _winner(first: str, second: str) -> str:
