@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.gpu_agent.trainers import ranks
 from services.gpu_agent.trainers.context import Sample, TrainContext
 from services.gpu_agent.trainers.encoding import Prompt
 from services.gpu_agent.trainers.matching import matches
@@ -74,8 +75,9 @@ class AnswerChecker:
             return [_compared(p, w) for p, w in zip(self._prompts, written, strict=True)]
         give_way()
         rollouts = [_rollout(n, p, w) for n, (p, w) in enumerate(zip(self._prompts, written, strict=True))]  # fmt: skip
-        verdicts = self._scorer.score(rollouts, "eval")
-        plan = self._scorer.plan
+        scorer = self._scorer
+        verdicts = ranks.first_does(lambda: scorer.score(rollouts, "eval"))
+        plan = scorer.plan
         return [
             Answer(p, r.completion, _right(plan.measured(v), plan.right_from), r.truncated, sample_of(r, v))
             for p, r, v in zip(self._prompts, rollouts, verdicts, strict=True)

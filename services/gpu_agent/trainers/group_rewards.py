@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
+from services.gpu_agent.trainers import ranks
 from services.gpu_agent.trainers.rewarding import Scorer
 from services.gpu_agent.trainers.rollouts import Rollout, RolloutPrompt, Verdict
 
@@ -68,11 +68,10 @@ class GroupRewards:
             Rollout(self._prompts[i], text, cut, str(n // self._group), score, tokens)
             for n, (i, text, cut, score, tokens) in enumerate(gather_object(own))
         ]
-        rank = PartialState().process_index
-        told: list[Any] = [None, 0.0]
-        if rank == 0:
-            told = [self._scorer.score(rollouts), self._scorer.seconds]
-        verdicts, seconds = broadcast_object_list(told)
+        rank = ranks.number()
+        verdicts, seconds = ranks.first_does(
+            lambda: (self._scorer.score(rollouts), self._scorer.seconds)
+        )
         mine = slice(rank * len(own), (rank + 1) * len(own))
         self.last = Scored(rollouts, verdicts, mine, seconds)
         return [v.reward for v in verdicts[mine]]

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
-from services.gpu_agent.trainers import reward_stats
+from services.gpu_agent.trainers import ranks, reward_stats
 from services.gpu_agent.trainers.context import TrainContext
 from services.gpu_agent.trainers.evaluation import BATCH_AT_LEAST, SHOWN_SAMPLES
 from services.gpu_agent.trainers.prompts import evaluation_prompts
@@ -61,7 +61,8 @@ class Examiner:
             Rollout(p, w.text, w.truncated, tokens=w.tokens)
             for p, w in zip(self._prompts, written, strict=True)
         ]
-        verdicts = self._scorer.score(rollouts, "eval")
+        # every rank has the same answers; all of them must judge the run alike
+        verdicts = ranks.first_does(lambda: self._scorer.score(rollouts, "eval"))
         context.give_way()
         found = {"eval_completion_length": statistics.fmean(w.tokens for w in written)}
         rewards = [v.reward for v in verdicts if v.reward is not None]

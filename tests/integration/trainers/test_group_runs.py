@@ -313,3 +313,23 @@ def test_prompts_that_do_not_fit_are_counted_and_left_out(group, runner, capfd):
     large = group("large", {"batch_size": 64})
     assert (large.code, large.result["reason"]) == (1, "config_invalid")
     assert "batch_size" in large.result["message"]
+
+
+def test_answers_of_an_sft_run_are_judged_by_the_jobs_rule(group, runner):
+    """By exact match no answer of an untrained model is right; the rule asks for text, and rows have other columns."""
+    rows = [{"prompt": f"{n}=", "response": "1", "gold": "2"} for n in range(6)]
+    path = write_jsonl(runner.root / "sft.jsonl", rows)
+    config = {
+        "max_steps": 1,
+        "eval_steps": 1,
+        "eval_generate": True,
+        "reward_fn_config": {"rules": [{"name": "any", "rule": "length_chars"}]},
+    }
+    fields = {"train_data_path": str(path), "eval_data_path": str(path)}
+    ended = group("sft", config, algorithm="sft", **fields)
+    assert ended.code == 0
+    assert ended.series("eval_accuracy") == {1: 1.0}
+    assert ended.of("sample")[0]["reward"] == 1.0
+    gold = {"reward_fn_type": "math_verify", "reward_fn_answer_key": "gold"}
+    config |= gold | {"reward_fn_config": {"no_answer_reward": 1.0}}
+    assert group("gold", config, algorithm="sft", **fields).series("eval_accuracy") == {1: 1.0}
