@@ -129,8 +129,12 @@ class LocalModel:
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is not None and self._process.returncode is None:
             return self._process
-        if not (self._folder / "config.json").is_file():
-            raise ModelUnavailable(f"{self._folder} holds no model: config.json is not there")
+        if not any(
+            (self._folder / name).is_file() for name in ("config.json", "adapter_config.json")
+        ):
+            raise ModelUnavailable(
+                f"{self._folder} holds no model: neither config.json nor adapter_config.json is there"
+            )
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "services.reward.model_process", str(self._folder),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,

@@ -10,8 +10,10 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+ADAPTER_CONFIG: Final = "adapter_config.json"
 MICRO_BATCH: Final = 16
 MICRO_TOKENS: Final = 8192
 Pair = tuple[str, str]
@@ -24,7 +26,7 @@ class Scorer:
     def __init__(self, folder: str) -> None:
         """Load from a local folder; safetensors only, no code of the model's own is run."""
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self._torch = torch
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -33,9 +35,8 @@ class Scorer:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         kind = torch.bfloat16 if self._device == "cuda" else torch.float32
-        self._model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, **options
-        ).to(self._device)
+        self._model = _load(folder, {"dtype": kind, "use_safetensors": True, **options})
+        self._model.to(self._device)
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model.eval()
 
@@ -72,9 +73,10 @@ class Scorer:
             # the template writes the first token itself; adding it again would make two
             tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         else:
-            tokens = list(
-                tokenizer(f"{prompt}\n{completion}" if prompt else completion)["input_ids"]
-            )
+            # as trainers write it: one text, ended by the token that ends answers
+            end = tokenizer.eos_token or ""
+            text = prompt + completion + ("" if completion.endswith(end) else end)
+            tokens = list(tokenizer(text)["input_ids"])
         first = tokenizer.bos_token_id
         while first is not None and tokens[:2] == [first, first]:
             tokens = tokens[1:]
@@ -91,6 +93,23 @@ class Scorer:
         with torch.inference_mode():
             logits = self._model(input_ids=ids, attention_mask=mask).logits.float()
         return [float(row[-1]) for row in logits]
+
+
+def _load(folder: str, options: dict[str, Any]) -> Any:
+    """Load a full model, or a LoRA adapter on the base that it names, with as many labels as it was trained for."""
+    from transformers import AutoModelForSequenceClassification
+
+    if not (Path(folder) / ADAPTER_CONFIG).is_file():
+        return AutoModelForSequenceClassification.from_pretrained(folder, **options)
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    base = json.loads((Path(folder) / ADAPTER_CONFIG).read_bytes())["base_model_name_or_path"]
+    with safe_open(f"{folder}/adapter_model.safetensors", "pt") as weights:
+        heads = [k for k in weights.keys() if k.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
+        labels = weights.get_slice(heads[0]).get_shape()[0] if heads else 1
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, **options)
+    return PeftModel.from_pretrained(model, folder)
 
 
 def _micro_batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

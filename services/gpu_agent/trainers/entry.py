@@ -34,6 +34,8 @@ from shared.runs import EVENTS_FILE, SPEC_FILE, RunResult, RunSpec, write_atomic
 
 TRAINERS: dict[str, str] = {
     "sft": "services.gpu_agent.trainers.sft",
+    "dpo": "services.gpu_agent.trainers.dpo",
+    "reward_model": "services.gpu_agent.trainers.reward_model",
     "ppo": "services.gpu_agent.trainers.ppo",
     "grpo": "services.gpu_agent.trainers.grpo",
     "gspo": "services.gpu_agent.trainers.gspo",

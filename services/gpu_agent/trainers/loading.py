@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from services.gpu_agent.checkpoint_store import LEFTOVER_PREFIX, Kind
 from services.gpu_agent.trainers import ranks
@@ -27,6 +34,9 @@ MERGED_FOLDER = "base-model"
 Head = Literal["language", "score"]
 """What the model ends in: the vocabulary, or one number for a whole text (a reward model)."""
 
+SCORE = "score"
+"""Name of the layer that gives the one number, in models for sequence classification."""
+_TASKS: dict[Head, str] = {"language": "CAUSAL_LM", "score": "SEQ_CLS"}
 _BARE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -76,14 +86,14 @@ def numerics(precision: Precision, device: str, *, lora: bool) -> Numerics:
 def load(
     spec: RunSpec, settings: Settings, numbers: Numerics, *, head: Head = "language"
 ) -> Loaded:
-    """Load what `model_path` names. Raises TrainingFailure, and what the libraries raise."""
+    """Load what `model_path` names, ending in `head`. Raises TrainingFailure, and what the libraries raise."""
     path = spec.model_path
     folder = _local_folder(path)
-    lora = _lora_config(settings) if settings.lora_enabled else None
+    lora = _lora_config(settings, head) if settings.lora_enabled else None
     if folder is None or not (folder / ADAPTER_CONFIG).is_file():
         _require_model_folder(folder)
         return Loaded(
-            _causal_lm(path, numbers), _tokenizer(path, None), lora, "lora" if lora else "full"
+            _base(path, numbers, head), _tokenizer(path, None), lora, "lora" if lora else "full"
         )
     base = _base_of(folder)
     if settings.lora_from_checkpoint == "continue":
@@ -93,15 +103,15 @@ def load(
                 "lora_from_checkpoint 'continue' trains the adapter, so lora_enabled must be true; use 'merge' for full fine-tuning.",
                 "lora_from_checkpoint 为 'continue' 时训练的是适配器，需要 lora_enabled 为 true；全参数训练请用 'merge'。",
             )
-        model = PeftModel.from_pretrained(_causal_lm(base, numbers), str(folder), is_trainable=True)
+        model = _adapted(base, folder, numbers, head, trainable=True)
         return Loaded(model, _tokenizer(str(folder), base), None, "lora")
     tokenizer = _tokenizer(str(folder), base)
     if lora is None:
-        return Loaded(_merged(base, folder, numbers), tokenizer, None, "full")
+        return Loaded(_merged(base, folder, numbers, head), tokenizer, None, "full")
     target = spec.checkpoint_dir / MERGED_FOLDER
     with ranks.first_goes_ahead():
-        merged = _merged_on_disk(base, folder, tokenizer, numbers, target)
-    return Loaded(_causal_lm(str(merged), numbers), tokenizer, lora, "lora")
+        merged = _merged_on_disk(base, folder, tokenizer, numbers, target, head)
+    return Loaded(_base(str(merged), numbers, head), tokenizer, lora, "lora")
 
 
 def reference(path: str, numbers: Numerics) -> Any:
@@ -113,14 +123,15 @@ def reference(path: str, numbers: Numerics) -> Any:
     return _causal_lm(path, numbers)
 
 
-def _lora_config(settings: Settings) -> LoraConfig:
+def _lora_config(settings: Settings, head: Head) -> LoraConfig:
     modules = settings.lora_target_modules or "all-linear"
     return LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
-        task_type="CAUSAL_LM",
+        task_type=_TASKS[head],
+        modules_to_save=[SCORE] if head == "score" else None,
     )
 
 
@@ -176,9 +187,19 @@ def _local_or_missing(base: str) -> bool:
 
 
 def _causal_lm(path: str, numbers: Numerics) -> Any:
-    auto: Any = AutoModelForCausalLM
-    model, info = auto.from_pretrained(path, dtype=numbers.weights, output_loading_info=True)
-    missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
+    return _base(path, numbers, "language")
+
+
+def _base(path: str, numbers: Numerics, head: Head) -> Any:
+    """Load a full model. A language model has no score yet: that layer alone may begin at random."""
+    auto: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
+    options = {} if head == "language" else {"num_labels": 1}
+    model, info = auto.from_pretrained(
+        path, dtype=numbers.weights, output_loading_info=True, **options
+    )
+    new = () if head == "language" else (f"{SCORE}.weight",)
+    missing = sorted(key for key in info["missing_keys"] if key not in new)
+    missing += sorted(str(k) for k in info.get("mismatched_keys", ()))
     if missing:
         raise TrainingFailure(
             Reason.MODEL_INVALID,
@@ -203,22 +224,35 @@ def _tokenizer(path: str, fallback: str | None) -> Any:
         ) from error
 
 
-def _merged(base: str, folder: Path, numbers: Numerics) -> Any:
-    adapted = PeftModel.from_pretrained(_causal_lm(base, numbers), str(folder))
-    merged = adapted.merge_and_unload()
+def _adapted(base: str, folder: Path, numbers: Numerics, head: Head, *, trainable: bool) -> Any:
+    """Load an adapter on its base. One of a language model changes the same layers below a new score."""
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    model = _base(base, numbers, head)
+    if head == "language" or config.task_type == _TASKS[head]:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
+    config.task_type, config.modules_to_save = _TASKS[head], [SCORE]
+    score = {f"base_model.model.{SCORE}.weight": model.get_parameter(f"{SCORE}.weight").detach()}
+    adapted = get_peft_model(model, config)
+    set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu") | score)
+    return adapted
+
+
+def _merged(base: str, folder: Path, numbers: Numerics, head: Head = "language") -> Any:
+    merged = _adapted(base, folder, numbers, head, trainable=False).merge_and_unload()
     merged.requires_grad_(True)  # peft leaves the base frozen
     return merged
 
 
-def _merged_on_disk(
-    base: str, folder: Path, tokenizer: Any, numbers: Numerics, target: Path
+def _merged_on_disk(  # the folder, what it lies on, and how and where it is written
+    base: str, folder: Path, tokenizer: Any, numbers: Numerics, target: Path, head: Head
 ) -> Path:
     """Save the merged model once, so that the new adapter has a base that can be loaded by its path."""
     if (target / "config.json").is_file():
         return target
     temporary = target.with_name(f"{LEFTOVER_PREFIX}{target.name}")
     temporary.mkdir(parents=True, exist_ok=True)
-    _merged(base, folder, numbers).save_pretrained(temporary)
+    _merged(base, folder, numbers, head).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     temporary.rename(target)
     return target

@@ -12,6 +12,8 @@ _MODULES = (
     "trl",
     "datasets",
     "services.gpu_agent.trainers.sft",
+    "services.gpu_agent.trainers.dpo",
+    "services.gpu_agent.trainers.reward_model",
     "services.gpu_agent.trainers.ppo",
     "services.gpu_agent.trainers.grpo",
     "services.gpu_agent.trainers.gspo",

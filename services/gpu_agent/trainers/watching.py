@@ -147,8 +147,9 @@ class RunWatcher(TrainerCallback):
     ) -> None:
         """Judge an evaluation: keep a checkpoint of the best, end where the target or the patience is reached."""
         self._evaluation_due = False
-        metrics = ranks.first_does(lambda: dict(metrics or {}))  # saves and ends are for all ranks
-        value = metrics.get(self._best.metric)
+        # saves and ends are for all ranks
+        found = ranks.first_does(lambda: public(self._context.spec.algorithm, metrics or {}))
+        value = found.get(self._best.metric)
         if value is not None:
             self._best = self._best.after(state.global_step, value)
             if self._best.step == state.global_step:
@@ -156,7 +157,7 @@ class RunWatcher(TrainerCallback):
             if self._best.exhausted(self._settings.early_stopping_patience):
                 self._context.stop_cause = self._context.stop_cause or "early_stopping"
                 self._end(control, evaluate=False)
-        self._look_for_target(control, metrics, evaluate=False)
+        self._look_for_target(control, found, evaluate=False)
 
     # ---- what the trainer calls
 

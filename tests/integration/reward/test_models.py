@@ -38,7 +38,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 folder, text = sys.argv[1:]
 t = AutoTokenizer.from_pretrained(folder); m = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 turns = [{"role": "user", "content": "task"}, {"role": "assistant", "content": text}]
-ids = t(t.apply_chat_template(turns, tokenize=False), add_special_tokens=False, return_tensors="pt")["input_ids"] if t.chat_template else t("task\\n" + text, return_tensors="pt")["input_ids"]
+ids = t(t.apply_chat_template(turns, tokenize=False), add_special_tokens=False, return_tensors="pt")["input_ids"] if t.chat_template else t("task" + text + t.eos_token, return_tensors="pt")["input_ids"]
 with torch.inference_mode(): print(json.dumps(float(m(input_ids=ids).logits[0, -1])))
 """
 
