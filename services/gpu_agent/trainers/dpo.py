@@ -11,10 +11,12 @@ from trl import DPOConfig, DPOTrainer
 
 from services.gpu_agent.trainers import loading, settings, watched_pairs
 from services.gpu_agent.trainers import session as sessions
-from services.gpu_agent.trainers.context import Sample, TrainContext
-from services.gpu_agent.trainers.evaluation import SHOWN_SAMPLES, AnswerChecker
+from services.gpu_agent.trainers.context import TrainContext
+from services.gpu_agent.trainers.evaluation import AnswerChecker, accuracy, show
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.pairs import PairEncoder, load_pairs, read_pairs
+from services.gpu_agent.trainers.reward_spec import rule_plan
+from services.gpu_agent.trainers.rewarding import Scorer
 from services.gpu_agent.trainers.session import Session
 from services.gpu_agent.trainers.settings import PreferenceSettings
 from services.gpu_agent.trainers.watched_pairs import WatchedPairsTrainer
@@ -50,18 +52,8 @@ class WatchedDpoTrainer(WatchedPairsTrainer, DPOTrainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         with self.compute_loss_context_manager():
             answers = self.checker.answers(model, self.context.give_way)
-        output.metrics["eval_accuracy"] = sum(a.correct for a in answers) / len(answers)
-        for answer in answers[:SHOWN_SAMPLES]:
-            score = float(answer.correct)
-            sample = Sample(
-                answer.prompt.shown,
-                answer.completion,
-                score,
-                {"exact_match": score},
-                truncated=answer.truncated,
-                reference=answer.prompt.reference,
-            )
-            self.context.sample(self.state.global_step, sample)
+        output.metrics.update(accuracy(answers))
+        show(self.context, self.state.global_step, answers)
         return output
 
 
@@ -89,7 +81,11 @@ def run(context: TrainContext) -> None:
         peft_config=loaded.lora,
     )
     trainer.context, trainer.checker = context, checker
-    sessions.train(session, trainer)
+    try:
+        sessions.train(session, trainer)
+    finally:
+        if checker is not None:
+            checker.close()
 
 
 def _reference(session: Session[PreferenceSettings]) -> Any:
@@ -116,6 +112,8 @@ def _checker(session: Session[PreferenceSettings], encoder: PairEncoder) -> Answ
         )
     good = (pair.chosen for pair in read_pairs(path, field="eval_data_path"))
     prompts = encoder.examples.prompts(good, chosen.eval_samples)
+    rule = rule_plan(session.spec.config)
+    scorer = None if rule is None else Scorer(session.context, rule)
     return AnswerChecker(
-        session.loaded.tokenizer, prompts, chosen.context_length, chosen.batch_size
+        session.loaded.tokenizer, prompts, chosen.context_length, chosen.batch_size, scorer
     )
