@@ -59,6 +59,19 @@ class GroupTrainer(ExaminedTrainer, WatchedTrainer, GRPOTrainer):  # type: ignor
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self.ids[text]) for text in prompts], None, {}
 
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
+        """Write in the pieces in which the loss is taken: what was cut because memory ran out must be cut here too."""
+        size = self.args.per_device_train_batch_size
+        written: list[list[int]] = []
+        for start in range(0, len(prompt_ids), size):
+            piece, _ = super()._generate_single_turn(
+                prompt_ids[start : start + size], *args, **kwargs
+            )
+            written += piece
+        return written, None
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Generate, score, report; a completion without a verdict takes no part in the loss, neither by KL nor entropy."""
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)

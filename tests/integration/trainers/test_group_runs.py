@@ -269,6 +269,25 @@ def test_a_chosen_reference_is_honoured_full_and_lora(group):
         assert ended.series("kl_divergence")[1] > 1e-3
 
 
+def test_after_memory_ran_out_less_is_written_and_learned_from_at_once(group, monkeypatch):
+    from trl import GRPOTrainer
+
+    sizes = []
+    write = GRPOTrainer._generate_single_turn
+
+    def counted(self, prompt_ids, *args, **kwargs):
+        sizes.append(len(prompt_ids))
+        return write(self, prompt_ids, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", counted)
+    one_step(group, "all")
+    assert sizes == [8]
+    halved = group("halved", {"max_steps": 1}, oom_halvings=2)
+    assert sizes[1:] == [2, 2, 2, 2]
+    assert len(completions(halved)) == 8
+    assert halved.result["step"] == 1
+
+
 def test_clip_ratio_bounds_the_ratio(group, monkeypatch):
     """On-policy the ratio is 1; here the old probabilities are moved, as by an update in between."""
     from services.gpu_agent.trainers.group_trainer import GroupTrainer

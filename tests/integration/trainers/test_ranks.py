@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from services.gpu_agent import checkpoint_store
+from tests.integration.trainers.conftest import write_jsonl
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
@@ -120,3 +121,40 @@ def test_fsdp_goes_on_exactly_from_before_the_first_step(runner, two):
     whole = two("fsdp", config)
     again = two("again", config, 2, resume_from=str(whole.checkpoint_dir / "checkpoint-0"))
     compare(whole, again, 0)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("distribution", ["ddp", "fsdp"])
+def test_two_ranks_divide_the_completions_of_a_step_and_one_asks_for_all(
+    runner, two, rules_file, distribution
+):
+    """A group straddles the ranks: three completions of each of two prompts are three a rank."""
+    rows = [{"prompt": f"{n}+{n}=", "solution": str(2 * n)} for n in range(12)]
+    path = write_jsonl(runner.root / "prompts.jsonl", rows)
+    config = {
+        "distribution": distribution,
+        "batch_size": 2,
+        "rollout_n": 3,
+        "max_completion_length": 8,
+        "kl_coef": 0.05,
+        "reward_fn_type": "self_play",
+    }
+    fields = {
+        "algorithm": "gspo",
+        "rules_file": rules_file,
+        "train_data_path": str(path),
+        "eval_data_path": str(path),
+    }
+    whole = two("whole", config, **fields)
+    assert (whole.code, whole.result["step"]) == (0, 4), (whole.attempt_dir / "log").read_text()
+    assert sorted(whole.series("win_rate")) == [1, 2, 3, 4]
+    assert set(whole.series("valid_reward_rate").values()) == {1.0}
+    assert whole.series("eval_accuracy") == {4: 0.0}
+    trained = [s for s in whole.of("sample") if s["advantage"] is not None]
+    assert len(trained) == 4 * 6
+    assert [s["prompt"] for s in trained[:3]] == [trained[0]["prompt"]] * 3
+    start = whole.checkpoint_dir / "checkpoint-2"
+    again = two("again", config, 2, resume_from=str(start), **fields)
+    for name in ("loss", "grad_norm", "reward", "kl_divergence"):
+        expected = {s: v for s, v in whole.series(name).items() if s > 2}
+        assert {s: v - again.series(name)[s] for s, v in expected.items()} == {3: 0.0, 4: 0.0}, name
