@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_rank(attempt_dir: Path, secrets_path: Path | None) -> int:
-    """Run as one of several ranks; its own lock comes first. A failure leaves at once: the others wait for no farewell."""
+    """Run as one of several ranks; its own lock comes first. It leaves at once: the interpreter's farewell takes seconds."""
     ranks.die_with_parent()
     job = JobFiles(attempt_dir.parents[1])
     try:
@@ -45,11 +45,9 @@ def _run_rank(attempt_dir: Path, secrets_path: Path | None) -> int:
     assert lock  # held until the process is gone
     secrets = {} if secrets_path is None else read_secrets_at(secrets_path)
     code = run_attempt(attempt_dir, secrets)
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

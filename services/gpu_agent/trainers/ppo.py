@@ -9,8 +9,8 @@ import torch
 from peft import get_peft_model
 from transformers import TrainingArguments
 
+from services.gpu_agent.trainers import ranks, settings
 from services.gpu_agent.trainers import session as sessions
-from services.gpu_agent.trainers import settings
 from services.gpu_agent.trainers.context import StopAsked, TrainContext
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.ppo_model import PolicyWithValue
@@ -89,7 +89,7 @@ def run(context: TrainContext) -> None:
 def arguments(session: Session[PpoSettings], *, evaluates: bool) -> dict[str, Any]:
     """Return the arguments of `TrainingArguments` for a job's parameters: one batch is the prompts of one rollout."""
     return sessions.arguments(session, evaluates=evaluates) | {
-        "per_device_train_batch_size": arranged(session).prompts_per_step,
+        "per_device_train_batch_size": arranged(session).prompts_per_step // ranks.count(),
         "gradient_accumulation_steps": 1,  # pieces of a minibatch are the trainer's own affair
         "dataloader_drop_last": True,
         "remove_unused_columns": False,
@@ -97,13 +97,29 @@ def arguments(session: Session[PpoSettings], *, evaluates: bool) -> dict[str, An
 
 
 def arranged(session: Session[PpoSettings]) -> BatchPlan:
-    """Return the batch of one rollout. Raises TrainingFailure where the figures do not go together."""
-    chosen = session.settings
+    """Return the batch of one rollout. Raises TrainingFailure where the figures do not go together.
+
+    Several ranks share the prompts of a step, each with all completions of its own.
+    """
+    chosen, count = session.settings, ranks.count()
+    if sessions.sharding(session.spec):
+        raise TrainingFailure(
+            Reason.CONFIG_INVALID,
+            "ppo trains on several GPUs with distribution ddp only; fsdp would split policy and value head. Set ddp.",
+            "ppo 在多块 GPU 上只支持 distribution 为 ddp；fsdp 会拆分策略与价值头。请改为 ddp。",
+        )
+    if chosen.batch_size % count:
+        raise TrainingFailure(
+            Reason.CONFIG_INVALID,
+            f"The {chosen.batch_size} prompts of a step (batch_size) cannot be shared by {count} GPUs. Set batch_size to a multiple of {count}.",
+            f"每一步的 {chosen.batch_size} 个提示（batch_size）无法平均分给 {count} 块 GPU。请将 batch_size 设为 {count} 的倍数。",
+        )
     plan = arrange(
         "ppo",
         chosen.batch_size,
         chosen.gradient_accumulation_steps,
         rollout_n=chosen.rollout_n,
+        world_size=count,
     )
     if not isinstance(plan, BatchPlan):
         raise TrainingFailure(Reason.CONFIG_INVALID, plan.message_en, plan.message_zh)
@@ -116,7 +132,8 @@ def micro_batch(session: Session[PpoSettings]) -> int:
     A minibatch is cut into `gradient_accumulation_steps` pieces, and those are halved as often as memory ran out.
     """
     chosen = session.settings
-    minibatch = -(-chosen.batch_size * chosen.rollout_n // chosen.ppo_minibatches)
+    own = chosen.batch_size // ranks.count() * chosen.rollout_n
+    minibatch = -(-own // chosen.ppo_minibatches)
     piece = -(-minibatch // chosen.gradient_accumulation_steps)
     return sessions.micro_batch(session.spec, piece)
 

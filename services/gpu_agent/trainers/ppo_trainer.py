@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
 
-from services.gpu_agent.trainers import ppo_losses
+from services.gpu_agent.trainers import ppo_losses, ranks
 from services.gpu_agent.trainers.context import StopAsked
 from services.gpu_agent.trainers.ppo_experience import (
     TERMS,
@@ -78,7 +79,9 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
         # one context each: autocast keeps casts of weights, and the reference may put others in their place
         with self.compute_loss_context_manager():
             completions = self.sampler.sample(policy, prompts)
-        if completions is None:
+        (cut_short,) = ranks.agree(completions is None)
+        if cut_short or completions is None:
+            self.context.stop.asked = True
             raise StopAsked
         logp, values, reference_logp = self._seen_by_all(model, completions)
         self.context.give_way()
@@ -97,7 +100,8 @@ class PpoTrainer(ExaminedTrainer, WatchedTrainer, Trainer):
             self._total,
         )
         figures = self.report(
-            self.state.global_step + 1, judged, verdicts, lessons.row_advantages()
+            self.state.global_step + 1,
+            *(gather_object(list(own)) for own in (judged, verdicts, lessons.row_advantages())),
         )
         if reference_logp is not None:
             kl = ppo_losses.kl_k3(logp, reference_logp)

@@ -55,6 +55,9 @@ class CheckpointWriter:
             _write_files(trainer, temporary)
             ranks.wait_for_all()
             if not ranks.is_first():
+                context.last_checkpoint = (
+                    context.spec.checkpoint_dir / checkpoint_store.folder_name(step)
+                )
                 return
             saved = checkpoint_store.publish(
                 temporary,

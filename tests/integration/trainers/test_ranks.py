@@ -158,3 +158,39 @@ def test_two_ranks_divide_the_completions_of_a_step_and_one_asks_for_all(
     for name in ("loss", "grad_norm", "reward", "kl_divergence"):
         expected = {s: v for s, v in whole.series(name).items() if s > 2}
         assert {s: v - again.series(name)[s] for s, v in expected.items()} == {3: 0.0, 4: 0.0}, name
+
+
+ROLLOUTS = {
+    "batch_size": 2,
+    "rollout_n": 4,
+    "max_completion_length": 8,
+    "context_length": 64,
+    "eval_generate": False,
+    "reward_fn_type": "rule_based",
+    "reward_fn_config": {
+        "rules": [{"name": "short", "rule": "length_chars", "max": 1, "soft": 12}]
+    },
+}
+
+
+@pytest.mark.nightly
+def test_two_ranks_of_ppo_share_the_prompts_of_a_step(runner, two, rules_file):
+    rows = [{"prompt": f"{n}+{n}=", "solution": str(2 * n)} for n in range(12)]
+    prompts = str(write_jsonl(runner.root / "prompts.jsonl", rows))
+    given = {"algorithm": "ppo", "rules_file": rules_file, "train_data_path": prompts}
+    config = ROLLOUTS
+    held_out = {"eval_data_path": str(write_jsonl(runner.root / "held_out.jsonl", rows[:4]))}
+    whole = two("whole", config, **given, **held_out)
+    assert (whole.code, whole.result["step"]) == (0, 4), (whole.attempt_dir / "log").read_text()
+    assert sorted(whole.series("reward")) == [1, 2, 3, 4]  # each step once
+    # batch_size counts the prompts of all ranks together: 2 x 4 completions a step, each said once
+    assert len([s for s in whole.of("sample") if s["step"] == 1]) == 8
+    assert whole.series("valid_reward_rate")[1] == 1.0
+    assert 4 in whole.series("eval_reward")
+    start = whole.checkpoint_dir / "checkpoint-2"
+    again = two("again", config, 2, resume_from=str(start), **given, **held_out)
+    for name in ("loss", "reward", "grad_norm", "eval_reward"):
+        expected = {s: v for s, v in whole.series(name).items() if s > 2}
+        assert {s: again.series(name)[s] - v for s, v in expected.items()} == dict.fromkeys(
+            expected, 0.0
+        ), name
