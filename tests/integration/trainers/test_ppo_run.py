@@ -16,6 +16,7 @@ from services.gpu_agent.trainers.rollouts import Rollout
 from shared.specs.metrics import METRICS
 from tests.integration.trainers.conftest import Ended, Runner, write_jsonl
 from tests.integration.trainers.ppo_runs import BASE, PpoRunner, by_ascii, constant
+from tests.integration.trainers.preference import PairRunner
 
 pytestmark = [
     pytest.mark.integration,
@@ -279,3 +280,21 @@ def test_the_reward_service_of_the_host_is_asked(runner: Runner, rules_file: str
     assert sum(rates.values()) == pytest.approx(1.0)  # half of one epoch's rows
     assert any(0 < rate < 1 for rate in rates.values())
     assert all(e["reward"] is None for e in ended.of("sample") if e["reference"] is None)
+
+
+def test_a_trained_reward_model_judges(runner: Runner, rules_file: str) -> None:
+    pairs = PairRunner(runner, "reward_model")
+    judge = pairs("judge", {"max_steps": 20, "batch_size": 4, "learning_rate": 2e-3})
+    assert judge.code == 0, judge.result
+    config = {key: value for key, value in BASE.items() if key != "reward_fn_type"}
+    ended = runner(
+        "run",
+        config | {"max_steps": 2, "reward_model_type": "model", "reward_model_path": "judge"},
+        algorithm="ppo",
+        rules_file=rules_file,
+        model_paths={"reward_model_path": judge.result["last_checkpoint"]},
+    )
+    assert ended.code == 0, ended.result
+    assert ended.series("valid_reward_rate") == {1: 1.0, 2: 1.0}
+    assert ended.series("reward_std")[1] > 0
+    assert ended.series("value_loss")[1] > 0
