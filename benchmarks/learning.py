@@ -68,7 +68,13 @@ ROLLOUT = SHARED | {
 }
 MATH = {"reward_fn_type": "math_verify"}
 VOTE = {"reward_fn_type": "self_play"}
-JUDGE = {"reward_model_type": "api", "min_valid_reward_rate": 0.5}
+JUDGE = {
+    "reward_model_type": "api",
+    "min_valid_reward_rate": 0.5,
+    "batch_size": 16,
+    "eval_steps": 20,
+}
+"""A judge over HTTP takes a few milliseconds a completion: fewer prompts a step, so that both runs end soon."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Sources: GRPO, arXiv 2402.03300; GSPO, arXiv 2507.18071; TRL 1.16, `trl/trainer/
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -45,6 +46,17 @@ _REPORTED: Final = frozenset(
     }
 )
 """Metrics of TRL that our report has, over the rewards that are there."""
+
+
+class _Repeated(logging.Filter):
+    """Drops TRL's line, in every step, about rewards that are None: our report counts them and names why."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep everything else."""
+        return "All reward functions returned None" not in record.getMessage()
+
+
+_FILTER: Final = _Repeated()
 
 
 class GroupTrainer(ExaminedTrainer, WatchedTrainer, GRPOTrainer):  # type: ignore[misc]
@@ -150,6 +162,7 @@ def run(context: TrainContext, **objective: Any) -> None:
     chosen, spec = session.settings, session.spec
     plan = reward_plan(spec.config, spec.model_paths, chosen.rollout_n)
     context.phase("tokenizing")
+    logging.getLogger("trl.trainer.grpo_trainer").addFilter(_FILTER)
     asked = prompts.training_prompts(session)
     batch = _batch(session, len(asked.kept))
     with ExitStack() as opened:

@@ -178,7 +178,7 @@ def test_a_step_that_nobody_could_judge_moves_no_weight(group, runner):
     assert not set(blank) & set(ended.series("reward"))
 
 
-def test_a_completion_without_a_verdict_is_left_out_and_never_zero(group, runner):
+def test_a_completion_without_a_verdict_is_left_out_and_never_zero(group, runner, capfd):
     rows = [{"prompt": "1+1="} if n % 2 else {"prompt": f"{n}+1=", "solution": "1"} for n in range(12)]  # fmt: skip
     config = {
         "reward_fn_type": "math_verify",
@@ -195,6 +195,9 @@ def test_a_completion_without_a_verdict_is_left_out_and_never_zero(group, runner
     lost = [s for s in ended.of("sample") if s["reward"] is None]
     assert lost
     assert {s["advantage"] for s in lost} == {0.0}
+    log = capfd.readouterr().out
+    assert "completions of this step got no reward (gold_missing" in log
+    assert "All reward functions returned None" not in log
 
 
 def test_a_run_without_rewards_pauses_with_a_checkpoint(group, runner, monkeypatch):
