@@ -180,6 +180,15 @@ def machines(spec: JobSpec, _given: Given) -> Iterator[Clash]:
             f"num_nodes 为 {spec.num_nodes}，但未设置 distribution。单卡放得下模型用 ddp，否则用 fsdp。",
             ["ddp", "fsdp"],
         )
+    split = spec.distribution == "fsdp" and spec.num_gpus > 1
+    if split and spec.algorithm == "ppo" and spec.engine == "trl":
+        yield Clash(
+            ("distribution", "algorithm"),
+            "not_allowed",
+            "ppo trains on several GPUs with distribution ddp only; fsdp would split policy and value head. Set ddp, or engine verl.",
+            "ppo 在多块 GPU 上只支持 distribution 为 ddp；fsdp 会拆分策略与价值头。请改为 ddp，或将 engine 设为 verl。",
+            ["ddp"],
+        )
     if spec.engine == "verl" and spec.algorithm not in ("ppo", "grpo"):
         yield Clash(
             ("engine", "algorithm"),

@@ -51,6 +51,7 @@ def component(**fields: Any) -> dict[str, Any]:
         ("sft", {"reward_fn_answer_key": "x"}, "reward_fn_answer_key", "needs"),
         ("sft", {"num_nodes": 2}, "distribution", "needs"),
         ("sft", {"engine": "verl"}, "engine", "not_allowed"),
+        ("ppo", {"distribution": "fsdp", "num_gpus": 2}, "distribution", "not_allowed"),
         ("sft", {"model_path": "stage:first"}, "model_path", "needs"),
         (
             "reward_model",
@@ -135,6 +136,7 @@ def test_what_does_not_go_together_is_refused(
             },
         ),
         ("sft", {"num_nodes": 2, "distribution": "fsdp"}),
+        ("ppo", {"num_gpus": 2, "distribution": "fsdp", "engine": "verl"}),
         ("dpo", {"beta": 0.2, "kl_coef": 0.2}),
         ("dpo", {"stop_metric": "eval_accuracy", "stop_value": 0.9, "eval_data_path": "e"}),
         ("ppo", {"rollout_n": 1}),
