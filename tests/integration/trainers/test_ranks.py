@@ -3,8 +3,11 @@
 # ruff: noqa: PLC0415 - importing torch takes seconds; collecting tests must not
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +197,35 @@ def test_two_ranks_of_ppo_share_the_prompts_of_a_step(runner, two, rules_file):
         assert {s: again.series(name)[s] - v for s, v in expected.items()} == dict.fromkeys(
             expected, 0.0
         ), name
+
+
+@pytest.mark.nightly
+def test_what_ends_one_rank_is_the_reason_for_all(runner):
+    config = CONFIG | {"max_steps": 4000, "save_steps": 2000, "eval_generate": False}
+    attempt_dir = runner.prepare("memory", config, **TWO)
+    command = [sys.executable, "-P", "-m", "services.gpu_agent.trainers.torchrun", str(attempt_dir)]
+    events = attempt_dir / "events.jsonl"
+    with (attempt_dir / "log").open("wb") as log:
+        launcher = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 90
+        while not (events.exists() and '"loss"' in events.read_text()):
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        of_launcher = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        second = next(
+            int(pid)
+            for pid in of_launcher
+            if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+        )
+        for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+            resource.prlimit(second, limit, (1 << 20, 1 << 20))  # it gets no more memory
+        assert launcher.wait(90) == 1
+    finally:
+        launcher.kill()
+        launcher.wait()
+    ended = runner.read("memory", 1, 1)
+    assert (ended.result["outcome"], ended.result["reason"]) == ("failed", "host_oom")
+    assert ended.result["message"].startswith("Rank 1: ")
+    assert ended.result["step"] >= 1  # known to the first rank only
