@@ -199,15 +199,20 @@ def _dataset(kept: Sequence[RolloutPrompt]) -> Dataset:
 def _batch(session: Session[RolloutSettings], rows: int) -> BatchPlan:
     """Cut one step's completions for the device. Raises TrainingFailure where the figures, or the data, do not allow it."""
     chosen, spec = session.settings, session.spec
-    whole = chosen.batch_size * chosen.rollout_n
-    plan = arrange(
-        spec.algorithm,
-        chosen.batch_size,
-        chosen.gradient_accumulation_steps,
-        rollout_n=chosen.rollout_n,
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        max_micro=sessions.micro_batch(spec, whole),
-    )
+
+    def cut(most: int | None) -> BatchPlan | Finding:
+        return arrange(
+            spec.algorithm,
+            chosen.batch_size,
+            chosen.gradient_accumulation_steps,
+            rollout_n=chosen.rollout_n,
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            max_micro=most,
+        )
+
+    plan = cut(None)
+    if isinstance(plan, BatchPlan):  # halved from what one pass held, not from what a step holds
+        plan = cut(sessions.micro_batch(spec, plan.per_device))
     problem = plan if isinstance(plan, Finding) else total_steps(plan, spec.algorithm, rows)
     if isinstance(problem, Finding):
         raise TrainingFailure(Reason.CONFIG_INVALID, problem.message_en, problem.message_zh)
