@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.integration.reward.conftest import Service  # noqa: E402 - found by the line above
+
 RESULTS = ROOT / "benchmarks" / "results"
 PAIRS = ROOT / "datasets" / "sales_dpo.jsonl"
 Row = dict[str, str]
@@ -28,6 +31,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {
         "learning_rate": 5e-4, "batch_size": 8, "num_epochs": 3, "beta": 0.1, "warmup_steps": 5,
         "context_length": 768, "eval_steps": 10, "save_steps": 1000,
+    },
+    "sft": {
+        "learning_rate": 2e-3, "batch_size": 8, "num_epochs": 6, "warmup_steps": 10,
+        "context_length": 768, "eval_steps": 50, "save_steps": 1000,
+    },
+    "ppo": {
+        "learning_rate": 3e-4, "batch_size": 16, "rollout_n": 2, "num_epochs": 5, "kl_coef": 0.002,
+        "max_completion_length": 128, "context_length": 320, "ppo_minibatches": 2, "ppo_epochs": 2,
+        "eval_steps": 10, "save_steps": 1000, "warmup_steps": 5, "reward_model_type": "model",
     },
     "reward_model": {
         "learning_rate": 5e-4, "batch_size": 8, "num_epochs": 3, "warmup_steps": 5,
@@ -120,6 +132,40 @@ def model(out: Path, kind: str) -> Path:
     return out
 
 
+def learn_from_rewards(seed: int, root: Path, base: Path) -> dict[str, Any]:
+    """Train a reward model, fine-tune a policy on answers of both kinds, and let PPO raise what the first says of the second.
+
+    Evaluated on prompts that neither of the three was shown; greedy answers, scored beside the trainer.
+    """
+    learned, judge = learn("reward_model", seed, root, base)
+    train, held_out = split()
+    answers = [[{"prompt": r["prompt"], "response": r[k]} for r in rows for k in ("chosen", "rejected")] for rows in (train, held_out)]  # fmt: skip
+    start = Job(root / f"sft-{seed}", "sft", base, SETTINGS["sft"], seed)
+    start.run(*answers)
+    prompts = [[{"prompt": r["prompt"]} for r in rows] for rows in (train, held_out)]
+    config = SETTINGS["ppo"] | {"reward_model_path": str(judge.last)}
+    job = Job(root / f"ppo-{seed}", "ppo", start.last, config, seed)
+    home = root / f"rules-{seed}"
+    with Service(home, TRAINYARD_REWARD_RULES_ONLY="true"):
+        seconds = job.run(
+            *prompts,
+            rules_file=str(home / "run" / "reward.json"),
+            model_paths={"reward_model_path": str(judge.last)},
+        )
+    curve = job.curve("eval_reward")
+    trained = job.curve("reward", "kl_divergence", "completion_length", "valid_reward_rate")
+    return {
+        "seed": seed, "reward_model_accuracy": learned["accuracy"], "seconds": round(seconds, 1),
+        "eval_reward": [point["eval_reward"] for point in curve],
+        "reward_first_and_last_five": [
+            round(sum(p["reward"] for p in part) / len(part), 4) for part in (trained[:5], trained[-5:])
+        ],
+        "valid_reward_rate": min(p["valid_reward_rate"] for p in trained),
+        "completion_length": [trained[0]["completion_length"], trained[-1]["completion_length"]],
+        "kl_divergence": trained[-1]["kl_divergence"], "curve": trained,
+    }  # fmt: skip
+
+
 def learn(algorithm: str, seed: int, root: Path, base: Path) -> tuple[dict[str, Any], Job]:
     """Train on four fifths of the pairs; return what the held-out ones say, and the job."""
     train, held_out = split()
@@ -136,10 +182,26 @@ def learn(algorithm: str, seed: int, root: Path, base: Path) -> tuple[dict[str, 
     return found, job
 
 
+def prove(what: str, seed: int, root: Path, base: Path) -> dict[str, Any]:
+    """Return the figures of one seed."""
+    if what == "ppo":
+        return learn_from_rewards(seed, root, base)
+    found, job = learn(what, seed, root, base)
+    even = same_length(split()[1])
+    if what == "reward_model":
+        return found | {"accuracy_at_same_length": served_accuracy(job.last, even)}
+    # one step without any learning: the evaluation alone counts, against the model that training began with
+    settings = SETTINGS[what] | {"max_steps": 1, "learning_rate": 0.0}
+    again = Job(root / f"{what}-{seed}-even", what, job.last, settings, seed)
+    again.run(split()[0][:8], even, model_paths={"ref_model_path": str(base)})
+    last = again.curve("eval_accuracy")[-1]
+    return found | {"accuracy_at_same_length": last["eval_accuracy"]}
+
+
 def main() -> None:
     """Run one proof and keep its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=sorted(SETTINGS))
+    parser.add_argument("what", choices=["dpo", "reward_model", "ppo"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="tiny")
     options = parser.parse_args()
@@ -147,12 +209,7 @@ def main() -> None:
         base = model(Path(folder) / "model", options.model)
         rows = []
         for seed in range(options.seeds):
-            found, job = learn(options.what, seed, Path(folder), base)
-            if options.what == "reward_model":
-                found["accuracy_at_same_length"] = served_accuracy(
-                    job.last, same_length(split()[1])
-                )
-            rows.append(found)
+            rows.append(found := prove(options.what, seed, Path(folder), base))
             shown = {k: v for k, v in found.items() if k != "curve"}
             print(json.dumps(shown), flush=True)
     document = {
