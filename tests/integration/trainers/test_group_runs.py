@@ -355,3 +355,21 @@ def test_answers_of_an_sft_run_are_judged_by_the_jobs_rule(group, runner):
     gold = {"reward_fn_type": "math_verify", "reward_fn_answer_key": "gold"}
     config |= gold | {"reward_fn_config": {"no_answer_reward": 1.0}}
     assert group("gold", config, algorithm="sft", **fields).series("eval_accuracy") == {1: 1.0}
+
+
+def test_after_memory_ran_out_a_pass_holds_half_of_what_it_held(runner):
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from services.gpu_agent.trainers.group_trainer import _batch
+    from services.gpu_agent.trainers.settings import RolloutSettings
+
+    chosen = RolloutSettings(batch_size=4, rollout_n=4, gradient_accumulation_steps=4)
+    found = []
+    for halvings in range(3):
+        spec = SimpleNamespace(algorithm="grpo", oom_halvings=halvings)
+        context = SimpleNamespace(warning=lambda _: None)
+        session = SimpleNamespace(settings=chosen, spec=spec, context=context)
+        plan = _batch(cast(Any, session), 100)
+        found.append((plan.per_device, plan.accumulation, plan.effective))
+    assert found == [(4, 4, 16), (2, 8, 16), (1, 16, 16)]
