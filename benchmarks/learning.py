@@ -4,7 +4,8 @@
 
 For each seed SFT ends by `stop_metric: eval_accuracy` at 0.25; from its last checkpoint every run of RUNS goes on. All of
 it passes through the trainers and a rules service of its own, on one core; what is measured is `eval_accuracy`: greedy
-answers to 400 additions that no run has trained on. `flaky` is grpo with a judge that fails 30 % of its calls for good,
+answers to 400 additions that no run has trained on. `core_share` is how much of one core a run got: on a busy machine wall
+time is longer than the work takes. `flaky` is grpo with a judge that fails 30 % of its calls for good,
 `steady` the same judge without failures, `silent` one that always fails. Runs that are in the file already are replaced.
 """
 
@@ -15,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -64,7 +66,9 @@ ROLLOUT = SHARED | {
     "max_completion_length": 8,
     "kl_coef": 0.0,
     "eval_steps": 10,
-    "max_steps": 60,
+    "max_steps": 120,
+    "stop_metric": "eval_accuracy",
+    "stop_value": 0.85,
 }
 MATH = {"reward_fn_type": "math_verify"}
 VOTE = {"reward_fn_type": "self_play"}
@@ -140,10 +144,12 @@ class Bench:
             "rules_file": str(self.rules.home / "run" / "reward.json"),
         } | fields
         (attempt_dir / "spec.json").write_text(json.dumps(spec))
+        wall, processor = time.monotonic(), time.process_time()
         run_attempt(attempt_dir, {"reward_model_api_key": KEY})
+        share = (time.process_time() - processor) / (time.monotonic() - wall)
         lines = (attempt_dir / "events.jsonl").read_text().splitlines()
         result = json.loads((attempt_dir / "result.json").read_text())
-        return _told([json.loads(line) for line in lines], result)
+        return _told([json.loads(line) for line in lines], result) | {"core_share": round(share, 2)}
 
 
 def _made(folder: Path) -> Path:
@@ -205,6 +211,7 @@ def go_on(bench: Bench, run: Run, seed: int, before: dict[str, Any]) -> dict[str
         )
     accuracies = [a for _, _, a in told["curve"]]
     reached = next((s for _, s, a in told["curve"] if a >= GOAL), None)
+    own = None if reached is None else round(reached * told["core_share"], 1)
     started = before["curve"][-1][2]
     told.pop("checkpoint")
     return {
@@ -214,6 +221,7 @@ def go_on(bench: Bench, run: Run, seed: int, before: dict[str, Any]) -> dict[str
         "best": max(accuracies, default=None),
         "last": accuracies[-1] if accuracies else None,
         "seconds_to_goal": reached,
+        "core_seconds_to_goal": own,
         **told,
     }
 
@@ -222,7 +230,7 @@ def line(row: dict[str, Any]) -> str:
     """Return one row of the table."""
     points = " ".join(f"{step}:{accuracy:.1%}" for step, _, accuracy in row["curve"])
     end = row["reason"] or row["outcome"]
-    return f"{row['run']:10} seed {row['seed']:3}  from {row['start']:.1%}  {points}  goal after {row['seconds_to_goal']} s  {end}"
+    return f"{row['run']:10} seed {row['seed']:3}  from {row['start']:.1%}  {points}  goal after {row['seconds_to_goal']} s ({row.get('core_seconds_to_goal')} s of one core)  {end}"
 
 
 def main() -> int:
