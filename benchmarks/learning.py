@@ -1,8 +1,10 @@
-"""Whether each algorithm truly learns: two-digit additions from a model that SFT left at one right answer in four.
+"""Whether each algorithm truly learns: two-digit additions from a model that SFT left at four right answers in ten.
 
     python benchmarks/learning.py [--seeds 42,1,2] [--only grpo,gspo] [--results FILE] [--work DIR]
 
-For each seed SFT ends by `stop_metric: eval_accuracy` at 0.25; from its last checkpoint every run of RUNS goes on. All of
+For each seed SFT ends by `stop_metric: eval_accuracy` at 0.35, where it carries at times: stopped at 0.25 with seed 42 it
+never does, and from there bare TRL stays at 0.52 too, point for point what our GRPO gives (a sum with a carry is too rarely
+right to be learned from). From its last checkpoint every run of RUNS goes on. All of
 it passes through the trainers and a rules service of its own, on one core; what is measured is `eval_accuracy`: greedy
 answers to 400 additions that no run has trained on. `core_share` is how much of one core a run got: on a busy machine wall
 time is longer than the work takes. `flaky` is grpo with a judge that fails 30 % of its calls for good,
@@ -56,7 +58,7 @@ SFT = SHARED | {
     "num_epochs": 30,
     "eval_steps": 25,
     "stop_metric": "eval_accuracy",
-    "stop_value": 0.25,
+    "stop_value": 0.35,
 }
 ROLLOUT = SHARED | {
     "batch_size": 32,
@@ -103,7 +105,7 @@ RUNS: Sequence[Run] = (
             ]
         },
     ),
-    Run("self_play", "gspo", VOTE),
+    Run("self_play", "gspo", VOTE | {"max_steps": 50}),
     Run(
         "ppo",
         "ppo",
