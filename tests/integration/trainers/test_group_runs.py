@@ -373,3 +373,22 @@ def test_after_memory_ran_out_a_pass_holds_half_of_what_it_held(runner):
         plan = _batch(cast(Any, session), 100)
         found.append((plan.per_device, plan.accumulation, plan.effective))
     assert found == [(4, 4, 16), (2, 8, 16), (1, 16, 16)]
+
+
+def test_a_continued_adapter_is_tied_to_what_it_was_and_resumes_exactly(group):
+    first = group("first", {"lora_enabled": True, "max_steps": 2, "learning_rate": 1e-2})
+    config = {"lora_enabled": True, "lora_from_checkpoint": "continue", "kl_coef": 0.05}
+    fields = {"model_path": str(first.checkpoint_dir / "checkpoint-2")}
+    whole = group("whole", config, **fields)
+    assert whole.code == 0
+    assert whole.series("kl_divergence")[1] == pytest.approx(0, abs=1e-6)
+    assert same(weights(whole, 0), weights(first, 2))
+    start = whole.checkpoint_dir / "checkpoint-2"
+    again = group("again", config, 2, resume_from=str(start), **fields)
+    for name in ("loss", "grad_norm", "reward", "kl_divergence"):
+        expected = {s: v for s, v in whole.series(name).items() if s > 2}
+        assert {s: v - again.series(name)[s] for s, v in expected.items()} == {3: 0.0, 4: 0.0}, name
+    merged = group(
+        "merged", {"max_steps": 1}, **fields
+    )  # full weights: the reference is merged too
+    assert merged.series("kl_divergence")[1] == pytest.approx(0, abs=1e-6)
