@@ -34,6 +34,8 @@ class AgentSettings(Settings):
 
     agent_rules: bool = True
     """Run the reward service of this host in rules-only mode, beside the trainers."""
+    agent_verl_python: str = ""
+    """Interpreter of the environment that has verl; default the agent's own. Trainers read it from the environment."""
     reward_token: str | None = None
     """Bearer token for the central reward service, where it asks for one; trainers with rewards get it as a secret."""
 

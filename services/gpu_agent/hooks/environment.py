@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from services.gpu_agent import verl_home
 from services.gpu_agent.hooks.context import HookContext, Refusal
 from services.gpu_agent.processes import holder_of
 from shared.jobs.reasons import Reason
@@ -40,12 +41,12 @@ def _verl(context: HookContext) -> Refusal | None:
             "engine verl needs a GPU, and this host has none. Set engine to trl, or name a host with GPUs.",
             "verl 引擎需要 GPU，该主机没有 GPU。请将 engine 设为 trl，或指定有 GPU 的主机。",
         )
-    if importlib.util.find_spec("verl") is None:
+    if not verl_home.is_installed():
         return Refusal(
             "host",
             Reason.HOST_REFUSED,
-            "The host lacks verl. Run `pip install 'verl[vllm]==0.7.0'` in the agent's environment there, or set engine to trl.",
-            "主机缺少 verl。请在主机的 agent 环境中运行 `pip install 'verl[vllm]==0.7.0'`，或将 engine 设为 trl。",
+            f"{verl_home.python()} on the host does not find verl. Run `pip install 'verl[vllm]==0.7.0'` in an environment of its own, name its interpreter in {verl_home.VARIABLE}, and start the agent again; or set engine to trl.",
+            f"主机上的 {verl_home.python()} 找不到 verl。请在单独的环境中运行 `pip install 'verl[vllm]==0.7.0'`，用 {verl_home.VARIABLE} 指定其解释器并重启 agent；或将 engine 设为 trl。",
         )
     return None
 

@@ -46,6 +46,8 @@ class VerlFiles:
     """Folder that gets a `global_step_<n>` for each save."""
     reward: Path
     """Python file with `compute_score`."""
+    judge: Path
+    """Socket at which `compute_score` asks."""
     resume_from: Path | None = None
     """A `global_step_<n>`."""
 
@@ -79,7 +81,7 @@ def plan(spec: RunSpec, files: VerlFiles) -> VerlPlan:
         *_policy(spec, chosen),
         *_rollout(spec, chosen),
         *(_critic(spec, chosen) if isinstance(chosen, PpoSettings) else ()),
-        *_reward(spec, files),
+        *_reward(files),
         *_trainer(spec, chosen, files, steps),
     ]
     return VerlPlan(tuple(f"{k}={text(v)}" for k, v in pairs), steps, tuple(_notes(chosen)))
@@ -254,11 +256,11 @@ def _critic(spec: RunSpec, chosen: PpoSettings) -> Iterator[tuple[str, Value]]:
     yield "critic.data_loader_seed", chosen.seed
 
 
-def _reward(spec: RunSpec, files: VerlFiles) -> Iterator[tuple[str, Value]]:
+def _reward(files: VerlFiles) -> Iterator[tuple[str, Value]]:
     yield "reward_model.enable", False
     yield "custom_reward_function.path", str(files.reward)
     yield "custom_reward_function.name", "compute_score"
-    yield "++custom_reward_function.reward_kwargs.attempt_dir", str(spec.attempt_dir)
+    yield "++custom_reward_function.reward_kwargs.socket_path", str(files.judge)
 
 
 def _trainer(

@@ -5,31 +5,33 @@ verl has no stop that saves: a stop ends it at once, and the job goes on from it
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import queue
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from services.gpu_agent import checkpoint_store
+from services.gpu_agent import checkpoint_store, verl_home
 from services.gpu_agent.core.exits import last_error_line
 from services.gpu_agent.core.verl_log import VerlStep, parse_line
-from services.gpu_agent.trainers import verl_rows
+from services.gpu_agent.trainers import verl_judge, verl_rows
 from services.gpu_agent.trainers.context import TrainContext, write_line
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.judging import NONFINITE_STEPS, Best, StepTimes, reached
+from services.gpu_agent.trainers.reward_spec import reward_plan
+from services.gpu_agent.trainers.rewarding import Scorer
 from services.gpu_agent.trainers.saving import CheckpointWriter
 from services.gpu_agent.trainers.settings import RolloutSettings, parse
 from services.gpu_agent.trainers.verl_command import MODULE, VerlFiles, VerlPlan, plan
-from services.gpu_agent.trainers.verl_reward import NO_VERDICT, SECRETS_PATH
+from services.gpu_agent.trainers.verl_reward import NO_VERDICT
 from shared.jobs.reasons import Reason
+from shared.runs import RunSpec
 
 REWARD_FILE: Final = Path(__file__).with_name("verl_reward.py")
 _SAVED: Final = "latest_checkpointed_iteration.txt"
@@ -54,22 +56,24 @@ def run(context: TrainContext) -> None:
         context.info(f"Removed what a cut-short save left: {name}")
     saves = spec.checkpoint_dir / f"{checkpoint_store.LEFTOVER_PREFIX}verl"
     saves.mkdir(parents=True)
-    files = VerlFiles(
-        train,
-        rows,
-        held_out if spec.eval_data_path is not None else None,
-        saves,
-        REWARD_FILE,
-        _resume(context),
-    )
-    wanted = plan(spec, files)
-    for note in wanted.notes:
-        context.warning(note[0])
-    context.give_way()
-    deadline = (
-        math.inf if chosen.time_limit_minutes is None else started + chosen.time_limit_minutes * 60
-    )
-    _Verl(context, chosen, wanted, saves, folder).follow(deadline)
+    scorer = Scorer(context, reward_plan(spec.config, spec.model_paths))
+    limit = chosen.time_limit_minutes
+    deadline = math.inf if limit is None else started + limit * 60
+    with closing(scorer), verl_judge.serving(scorer) as judge:
+        files = VerlFiles(
+            train=train,
+            rows=rows,
+            held_out=held_out if spec.eval_data_path is not None else None,
+            checkpoints=saves,
+            reward=REWARD_FILE,
+            judge=judge,
+            resume_from=_resume(context),
+        )
+        wanted = plan(spec, files)
+        for note in wanted.notes:
+            context.warning(note[0])
+        context.give_way()
+        _Verl(context, chosen, wanted, saves, folder).follow(deadline)
     shutil.rmtree(saves, ignore_errors=True)
 
 
@@ -114,12 +118,8 @@ class _Verl:
         self.lost_in_a_row = 0
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        command = [sys.executable, "-P", "-m", MODULE, *wanted.overrides]
+        command = [verl_home.python(), "-P", "-m", MODULE, *wanted.overrides]
         command += [f"hydra.run.dir={folder / 'hydra'}", "hydra.output_subdir=null"]
-        # Ray's workers inherit no descriptor; this name opens ours, for this user alone and while this process lives
-        self.secrets = os.memfd_create("secrets", os.MFD_CLOEXEC)
-        os.write(self.secrets, json.dumps(dict(context.named_secrets)).encode())
-        secrets_path = f"/proc/{os.getpid()}/fd/{self.secrets}"
         context.info(" ".join(command[3:]))
         self.process = subprocess.Popen(
             command,
@@ -127,7 +127,7 @@ class _Verl:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env={**os.environ, SECRETS_PATH: secrets_path},
+            env=os.environ | _visible(context.spec),
             text=True,
             errors="replace",
         )
@@ -158,7 +158,6 @@ class _Verl:
             self._judge(self.process.wait(_END_SECONDS))
         finally:
             self._end()
-            os.close(self.secrets)
             self._take_saves()
 
     def _next(self) -> str | None:
@@ -263,6 +262,14 @@ class _Verl:
         )  # a process of Ray may hold the pipe: then the thread ends with this one
         if self.process.stdout is not None and not self.reader.is_alive():
             self.process.stdout.close()
+
+
+def _visible(spec: RunSpec) -> dict[str, str]:
+    """Name GPUs by number: vLLM (up to 0.20 at least) takes each for an integer and fails on a UUID."""
+    if spec.device != "cuda":
+        return {}
+    numbers = ",".join(str(gpu.index) for gpu in spec.gpus)
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": numbers}
 
 
 class VerlFailed(RuntimeError):

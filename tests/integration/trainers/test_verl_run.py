@@ -24,7 +24,12 @@ given = dict(a.lstrip("+").split("=", 1) for a in sys.argv[1:])
 steps, every = int(given["trainer.total_training_steps"]), int(given["trainer.save_freq"])
 out = Path(given["trainer.default_local_dir"])
 begin = int(given["trainer.resume_from_path"].rpartition("_")[2]) if "trainer.resume_from_path" in given else 0
-print("secrets:", sorted(json.load(open(os.environ["TRAINYARD_SECRETS_PATH"]))), flush=True)
+sys.path.insert(0, str(Path(given["custom_reward_function.path"]).parent))
+import verl_reward
+socket_path = given["custom_reward_function.reward_kwargs.socket_path"]
+row = {"row": json.dumps({"prompt": "3+4=", "solution": "7"})}
+for text in (r"\\boxed{7}", r"\\boxed{8}"):
+    print("scored", verl_reward.compute_score("trainyard", text, "7", row, socket_path=socket_path), flush=True)
 for step in range(begin + 1, steps + 1):
     if os.environ.get("STAND_IN") == "fail" and step == 3:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -47,9 +52,11 @@ CONFIG = {
     "rollout_n": 2,
 }  # fmt: skip
 
+CONFIG_FIELDS = {"algorithm": "grpo"}
+
 
 @pytest.fixture
-def verl(runner, tmp_path, monkeypatch):
+def verl(runner, rules_file, tmp_path, monkeypatch):
     package = tmp_path / "site" / "verl" / "trainer"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
@@ -58,11 +65,12 @@ def verl(runner, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     rows = [{"prompt": f"{n}+1=", "solution": str(n + 1)} for n in range(8)]
     runner.train.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    monkeypatch.setitem(CONFIG_FIELDS, "rules_file", rules_file)
     return runner
 
 
 def test_its_lines_are_metrics_and_its_saves_are_checkpoints(verl, capfd):
-    ended = verl("verl", CONFIG, algorithm="grpo")
+    ended = verl("verl", CONFIG, **CONFIG_FIELDS)
     assert (ended.code, ended.result["outcome"], ended.result["step"]) == (0, "completed", 5)
     assert ended.series("reward") == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5}
     assert [(c["step"], c["last"]) for c in ended.of("checkpoint")] == [
@@ -77,9 +85,10 @@ def test_its_lines_are_metrics_and_its_saves_are_checkpoints(verl, capfd):
     }  # fmt: skip
     assert not list(ended.checkpoint_dir.glob(".tmp-*"))
     said = capfd.readouterr().out
-    assert "secrets: ['OTHER']" in said
+    assert "scored {'score': 1.0, 'acc': 1.0}" in said
+    assert "scored {'score': 0.0, 'acc': 0.0}" in said
     assert "topsecretvalue" not in said
-    rest = verl("verl", CONFIG | {"max_steps": 7}, 2, algorithm="grpo", resume_from=str(last.path))
+    rest = verl("verl", CONFIG | {"max_steps": 7}, 2, **CONFIG_FIELDS, resume_from=str(last.path))
     assert sorted(rest.series("reward")) == [6, 7]
     import pyarrow.parquet
 
@@ -95,7 +104,7 @@ def test_its_lines_are_metrics_and_its_saves_are_checkpoints(verl, capfd):
 )
 def test_its_failure_has_a_reason(verl, monkeypatch, how, reason, word):
     monkeypatch.setenv("STAND_IN", how)
-    ended = verl("verl", CONFIG, algorithm="grpo")
+    ended = verl("verl", CONFIG, **CONFIG_FIELDS)
     assert (ended.code, ended.result["outcome"], ended.result["reason"]) == (1, "failed", reason)
     assert word in ended.result["message"]
     assert ended.steps_on_disk() == [2]
@@ -105,7 +114,7 @@ async def test_a_stop_ends_it_and_keeps_its_last_save(verl, monkeypatch):
     from services.gpu_agent.trainers.entry import run_attempt
 
     monkeypatch.setenv("STAND_IN", "wait")
-    attempt_dir = verl.prepare("verl", CONFIG, algorithm="grpo")
+    attempt_dir = verl.prepare("verl", CONFIG, **CONFIG_FIELDS)
     saved = verl.root / "verl" / "checkpoints" / "checkpoint-2"
 
     def stop_once_saved():
@@ -128,24 +137,25 @@ async def test_a_stop_ends_it_and_keeps_its_last_save(verl, monkeypatch):
 
 
 def children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [p for p in mine if b"main_ppo" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 
-def test_the_reward_is_the_jobs_own_and_never_made_up(runner, rules_file, monkeypatch):
-    from services.gpu_agent.trainers import verl_reward
+def test_what_nobody_can_score_is_an_error_and_never_zero(runner, rules_file, monkeypatch):
+    from services.gpu_agent.trainers import verl_judge, verl_reward
+    from services.gpu_agent.trainers.context import EventWriter, StopFlag, TrainContext
+    from services.gpu_agent.trainers.reward_spec import reward_plan
+    from services.gpu_agent.trainers.rewarding import Scorer
+    from shared.runs import RunSpec
 
     attempt_dir = runner.prepare("reward", CONFIG, algorithm="grpo", rules_file=rules_file)
-    row = {"row": json.dumps({"prompt": "3+4=", "solution": "7"})}
-
-    def score(text, answer="7"):
-        return verl_reward.compute_score(
-            "trainyard", text, answer, row, attempt_dir=str(attempt_dir)
-        )
-
-    assert score("\\boxed{7}") == {"score": 1.0, "acc": 1.0}
-    assert score("\\boxed{8}") == {"score": 0.0, "acc": 0.0}
-    monkeypatch.setattr(verl_reward, "FIRST_PAUSE", 0.01)
-    row["row"] = json.dumps({"prompt": "3+4="})
-    with pytest.raises(verl_reward.NoVerdict, match=r"no verdict.*gold_missing"):
-        score("\\boxed{7}", None)
-    verl_reward._scorer(str(attempt_dir)).close()
+    spec = RunSpec.model_validate_json((attempt_dir / "spec.json").read_bytes())
+    context = TrainContext(spec, EventWriter(Path(os.devnull)), StopFlag(attempt_dir))
+    scorer = Scorer(context, reward_plan(spec.config, {}))
+    monkeypatch.setattr(verl_judge, "FIRST_PAUSE", 0.01)
+    with verl_judge.serving(scorer) as path:
+        row = {"row": json.dumps({"prompt": [{"role": "user", "content": "3+4="}]})}
+        with pytest.raises(verl_reward.NoVerdict, match=r"no verdict.*gold_missing"):
+            verl_reward.compute_score("t", "\\boxed{7}", None, row, socket_path=str(path))
+    assert not path.parent.exists()
+    scorer.close()

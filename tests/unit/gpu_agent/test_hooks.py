@@ -199,7 +199,9 @@ def test_gpu_that_is_held_is_the_hosts_refusal(make: Make) -> None:
     assert "job9" in refusal.message_en
 
 
-def test_a_host_without_verl_is_passed_over_with_what_to_install(make: Make) -> None:
+def test_a_host_without_verl_is_passed_over_with_what_to_install(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = make(config={"algorithm": "grpo", "engine": "verl"})
     refusal = environment.check(context)
     assert refusal is not None
@@ -210,6 +212,15 @@ def test_a_host_without_verl_is_passed_over_with_what_to_install(make: Make) -> 
     assert (refusal.fault, refusal.reason) == ("host", Reason.HOST_REFUSED)
     assert "pip install 'verl[vllm]==0.7.0'" in refusal.message_en
     assert "verl" in refusal.message_zh
+    elsewhere = tmp_path / "python"  # verl has an environment of its own
+    elsewhere.write_text("#!/bin/sh\nexit 0\n")
+    elsewhere.chmod(0o755)
+    monkeypatch.setenv("TRAINYARD_AGENT_VERL_PYTHON", str(elsewhere))
+    assert environment.check(context) is None
+    monkeypatch.setenv("TRAINYARD_AGENT_VERL_PYTHON", str(tmp_path / "nothing"))
+    refusal = environment.check(context)
+    assert refusal is not None
+    assert "nothing" in refusal.message_en
 
 
 def test_full_disk_is_the_hosts_refusal(

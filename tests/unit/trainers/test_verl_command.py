@@ -60,7 +60,7 @@ actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=10
 reward_model.enable=false
 custom_reward_function.path=/r/verl_reward.py
 custom_reward_function.name=compute_score
-++custom_reward_function.reward_kwargs.attempt_dir=/w/attempts/1
+++custom_reward_function.reward_kwargs.socket_path=/tmp/t/judge
 trainer.project_name=trainyard
 trainer.experiment_name=job1
 trainer.logger=[console]
@@ -108,7 +108,7 @@ def files(rows: int = 64, **fields: Any) -> VerlFiles:
     return VerlFiles(
         **{
             "train": Path("/w/verl/train.parquet"), "rows": rows, "held_out": None,
-            "checkpoints": Path("/c/.tmp-verl"), "reward": Path("/r/verl_reward.py"),
+            "checkpoints": Path("/c/.tmp-verl"), "reward": Path("/r/verl_reward.py"), "judge": Path("/tmp/t/judge"),
         }
         | fields
     )  # fmt: skip
