@@ -68,8 +68,8 @@ def test_ddp_is_one_run_with_twice_the_batch(runner, two):
 
     # batch_size counts rows of a device: the same rows make the same steps in one process with four
     alone = runner("alone", CONFIG | {"batch_size": 4}, **held_out)
-    for step, loss in alone.series("grad_norm").items():
-        assert whole.series("grad_norm")[step] == pytest.approx(loss, rel=0.05)
+    for name in ("loss", "grad_norm"):
+        assert whole.series(name) == pytest.approx(alone.series(name), rel=1e-4)
     assert whole.series("num_tokens") == alone.series("num_tokens")
 
     start = whole.checkpoint_dir / "checkpoint-2"
@@ -86,8 +86,8 @@ def test_fsdp_saves_whole_weights_and_goes_on_exactly(runner, two):
     assert last.step == 4
     # what saves the model first leaves the optimizer as it was: the steps are those of one process
     alone = runner("alone", CONFIG | {"batch_size": 4}, **held_out)
-    for step, loss in alone.series("eval_loss").items():
-        assert whole.series("eval_loss")[step] == pytest.approx(loss, rel=1e-3)
+    for name in ("loss", "grad_norm"):
+        assert whole.series(name) == pytest.approx(alone.series(name), rel=1e-4)
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
