@@ -60,9 +60,6 @@ class RolloutReport:
         if self._valid.after(valid, len(verdicts)):
             self._context.stop_cause = "reward_unavailable"
             self._context.stop_message = self._why()
-            self._context.error(
-                f"{self._context.stop_message[0]} Check the reward provider, then resume."
-            )
         elif valid < len(verdicts) and self._steps - self._warned >= _WARN_EVERY:
             self._warned = self._steps
             self._context.warning(

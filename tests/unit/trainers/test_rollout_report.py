@@ -91,7 +91,7 @@ def test_samples_are_capped_at_whole_groups(context):
     assert {e["step"] for e in written} == {3}
 
 
-def test_a_run_without_rewards_pauses_and_says_why(context, capfd):
+def test_a_run_without_rewards_pauses_and_says_why(context):
     report = RolloutReport(context, PLAN, 0.5)
     lost = [Verdict(None, error="provider_timeout"), Verdict(None, error="provider_timeout"), Verdict(None, error="judge_refused")]  # fmt: skip
     for step in range(1, 6):
@@ -101,7 +101,6 @@ def test_a_run_without_rewards_pauses_and_says_why(context, capfd):
     english, chinese = context.stop_message
     assert "last 5 steps (provider_timeout × 10, judge_refused × 5)" in english
     assert "5 步" in chinese
-    assert "[ERROR] No completion got a reward" in capfd.readouterr().out
 
 
 def test_a_run_with_too_few_rewards_names_rate_and_threshold(context):
