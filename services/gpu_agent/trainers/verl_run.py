@@ -24,11 +24,12 @@ from services.gpu_agent.trainers import verl_judge, verl_rows
 from services.gpu_agent.trainers.context import TrainContext, write_line
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.judging import NONFINITE_STEPS, Best, StepTimes, reached
+from services.gpu_agent.trainers.loading import ADAPTER_CONFIG
 from services.gpu_agent.trainers.reward_spec import reward_plan
 from services.gpu_agent.trainers.rewarding import Scorer
 from services.gpu_agent.trainers.saving import CheckpointWriter
 from services.gpu_agent.trainers.settings import RolloutSettings, parse
-from services.gpu_agent.trainers.verl_command import MODULE, VerlFiles, VerlPlan, plan
+from services.gpu_agent.trainers.verl_command import MODULE, VerlFiles, VerlPlan, plan, text
 from services.gpu_agent.trainers.verl_reward import NO_VERDICT
 from shared.jobs.reasons import Reason
 from shared.runs import RunSpec
@@ -45,6 +46,12 @@ def run(context: TrainContext) -> None:
     started = time.monotonic()
     spec = context.spec
     chosen = parse(spec.config, RolloutSettings)
+    if (Path(spec.model_path) / ADAPTER_CONFIG).is_file():
+        raise TrainingFailure(
+            Reason.CONFIG_INVALID,
+            f"engine verl starts from whole weights, and model_path {spec.model_path} is a LoRA adapter. Set engine to trl, which merges or continues it.",
+            f"verl 引擎需要完整权重，而 model_path {spec.model_path} 是 LoRA 适配器。请将 engine 设为 trl（可合并或继续训练）。",
+        )
     folder = spec.attempt_dir / "verl"
     context.phase("tokenizing")
     key = str(spec.config.get("reward_fn_answer_key") or "solution")
@@ -118,9 +125,10 @@ class _Verl:
         self.lost_in_a_row = 0
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        command = [verl_home.python(), "-P", "-m", MODULE, *wanted.overrides]
-        command += [f"hydra.run.dir={folder / 'hydra'}", "hydra.output_subdir=null"]
-        context.info(" ".join(command[3:]))
+        # without -P, which Python 3.10 does not know; PYTHONSAFEPATH is in the environment of every run
+        command = [verl_home.python(), "-m", MODULE, *wanted.overrides]
+        command += [f"hydra.run.dir={text(str(folder / 'hydra'))}", "hydra.output_subdir=null"]
+        context.info(" ".join(command[2:]))
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

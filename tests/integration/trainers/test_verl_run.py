@@ -110,6 +110,14 @@ def test_its_failure_has_a_reason(verl, monkeypatch, how, reason, word):
     assert ended.steps_on_disk() == [2]
 
 
+def test_an_adapter_is_no_model_to_start_from(verl, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    ended = verl("verl", CONFIG, **CONFIG_FIELDS, model_path=str(tmp_path / "adapter"))
+    assert ended.result["reason"] == "config_invalid"
+    assert "LoRA adapter" in ended.result["message"]
+
+
 async def test_a_stop_ends_it_and_keeps_its_last_save(verl, monkeypatch):
     from services.gpu_agent.trainers.entry import run_attempt
 
