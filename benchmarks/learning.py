@@ -109,7 +109,9 @@ RUNS: Sequence[Run] = (
     Run(
         "ppo",
         "ppo",
-        MATH | {"ppo_minibatches": 2, "ppo_epochs": 1, "kl_coef": 0.01, "vf_coef": 0.5, "gae_lambda": 1.0},
+        # its baseline is the value head, not the other completions of a prompt: as many completions of more prompts
+        MATH | {"batch_size": 256, "rollout_n": 1, "ppo_minibatches": 2, "ppo_epochs": 1, "kl_coef": 0.01,
+                "vf_coef": 0.5, "gae_lambda": 1.0},
     ),
     Run("steady", "grpo", JUDGE, {}),
     Run("flaky", "grpo", JUDGE, {"filter": 0.3}),
