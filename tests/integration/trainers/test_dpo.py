@@ -181,3 +181,11 @@ def test_half_the_pairs_at_once_make_the_same_step(dpo):
 @pytest.mark.parametrize("extra", [{}, LORA], ids=["full", "lora"])
 def test_killed_in_the_middle_it_goes_on_to_the_same_end(dpo, extra):
     assert_goes_on_after_a_kill(dpo, extra)
+
+
+@pytest.mark.parametrize("extra", [{}, LORA], ids=["full", "lora"])
+def test_it_trains_in_half_precision_against_the_same_reference(dpo, extra):
+    ended = dpo("half", {"max_steps": 8, "batch_size": 4, "precision": "bf16", **extra})
+    assert ended.code == 0, ended.result
+    assert ended.series("loss")[1] == pytest.approx(math.log(2), abs=2e-2)
+    assert ended.series("reward_margin")[8] > 0.05

@@ -148,3 +148,13 @@ def test_answers_are_never_cut_and_what_is_too_long_is_counted(rewards, capfd):
     log = capfd.readouterr().out
     assert "2 of 8 pairs" in log
     assert "1 pairs are left out" in log
+
+
+@pytest.mark.parametrize("extra", [{}, LORA], ids=["full", "lora"])
+def test_it_trains_in_half_precision(rewards, extra):
+    config = {"max_steps": 12, "batch_size": 4, "precision": "bf16", "learning_rate": 3e-3, **extra}
+    ended = rewards("half", config, evaluated=True)
+    assert ended.code == 0, ended.result
+    assert ended.series("eval_accuracy")[12] == 1.0
+    good, bad = served(ended.checkpoint_dir / "checkpoint-12")
+    assert good > bad
