@@ -13,6 +13,7 @@ import pytest
 
 from services.gpu_agent import checkpoint_store
 from tests.integration.trainers.conftest import write_jsonl
+from tests.integration.trainers.preference import pairs
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
 
@@ -229,3 +230,27 @@ def test_what_ends_one_rank_is_the_reason_for_all(runner):
     assert (ended.result["outcome"], ended.result["reason"]) == ("failed", "host_oom")
     assert ended.result["message"].startswith("Rank 1: ")
     assert ended.result["step"] >= 1  # known to the first rank only
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("distribution", ["ddp", "fsdp"])
+@pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])
+def test_two_ranks_share_the_pairs_of_a_step(runner, two, algorithm, distribution, lora):
+    given = {
+        "algorithm": algorithm,
+        "train_data_path": str(write_jsonl(runner.root / "pairs.jsonl", pairs(24))),
+        "eval_data_path": str(write_jsonl(runner.root / "held-out.jsonl", pairs(8, 40))),
+    }
+    config = {"eval_generate": False, "lora_enabled": lora, "distribution": distribution}
+    whole = two("whole", config | {"batch_size": 2}, **given)
+    assert whole.code == 0, whole.result
+    alone = runner("alone", CONFIG | config | {"batch_size": 4}, **given)
+    for name in ("loss", "reward_margin"):
+        assert whole.series(name)[1] == pytest.approx(alone.series(name)[1], abs=1e-3)
+    assert whole.series("num_tokens") == alone.series("num_tokens")
+    assert 0.0 <= whole.series("eval_accuracy")[4] <= 1.0
+    start = whole.checkpoint_dir / "checkpoint-2"
+    again = two("again", config | {"batch_size": 2}, 2, resume_from=str(start), **given)
+    for step in (3, 4):
+        assert again.series("loss")[step] - whole.series("loss")[step] == 0.0
