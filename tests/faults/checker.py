@@ -16,6 +16,8 @@ ENDINGS = {
     "rejected": "FAILED",
 }
 CLOSES_ATTEMPT = {*ENDINGS, "requeued", "paused"}
+GIVEN_UP = {"host_lost", "host_rebooted", "start_failed", "exit_unknown"}
+"""Reasons for which the scheduler closes an attempt without a word of its host."""
 WATCHDOG_SECONDS = 2.0
 """What two hosts may overlap after one of them was frozen."""
 LOOK_SECONDS = 0.25
@@ -57,6 +59,16 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class Closing:
+    """An event that closed an attempt; `at` in Unix time."""
+
+    attempt: int
+    change: str
+    reason: str | None
+    at: float
+
+
+@dataclass(frozen=True)
 class AttemptSeen:
     """One attempt: what the trainer wrote on the host, and what the api has stored of it."""
 
@@ -71,6 +83,8 @@ class AttemptSeen:
     """What is wrong with the checkpoint that it resumed from, as it was on disk when the attempt began to use it."""
     facts: tuple[str, ...] = ("accepted", "started", "exited")
     fact_numbers: tuple[int, ...] = (1, 2, 3)
+    ended_at: float = 0.0
+    """Unix time at which its host said that it was over."""
     confirmed: bool = True
     stored_before: tuple[int, ...] | None = None
     """What was stored when a later attempt ran and this one's host was still frozen: nothing may come to it."""
@@ -97,6 +111,7 @@ class JobSeen:
     finished_at: float | None = None
     """Unix time at which the job says that it ended."""
     events: tuple[tuple[int, str, str, int], ...] = ()
+    closings: tuple[Closing, ...] = ()
     attempts: tuple[AttemptSeen, ...] = ()
     checkpoints: tuple[CheckpointSeen, ...] = ()
 
@@ -121,7 +136,8 @@ def check(seen: Observation) -> list[Violation]:
     """Return every broken promise, in a stable order."""
     found = _check_existence(seen)
     for job in seen.jobs:
-        found += _check_ending(job) + _check_events(job) + _check_attempts(job)
+        found += _check_ending(job) + _check_events(job) + _check_closings(job)
+        found += _check_attempts(job)
         found += _check_checkpoints(job) + _check_stillness(job)
     found += [v for overlap in seen.overlaps for v in _check_overlap(overlap)]
     found += [Violation("checkpoint listed too early", "rest", t) for t in seen.never_complete]
@@ -215,6 +231,20 @@ def _check_events(job: JobSeen) -> list[Violation]:
             )
         if change in CLOSES_ATTEMPT:
             is_open = False
+    return found
+
+
+def _check_closings(job: JobSeen) -> list[Violation]:
+    """What closes an attempt is its own host's word, so it comes after that; another attempt's word does not count."""
+    said = {a.number: a.ended_at for a in job.attempts}
+    found = []
+    for one in job.closings:
+        if one.reason in GIVEN_UP or one.attempt not in said:
+            continue
+        early = said[one.attempt] - one.at
+        if early > CLOCK_SECONDS:
+            text = f"{one.change} ({one.reason}) {early:.2f} s before its host said so"
+            found.append(Violation("stale fact accepted", f"{job.uuid}.{one.attempt}", text))
     return found
 
 

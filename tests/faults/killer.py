@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import threading
@@ -37,11 +38,18 @@ WEIGHTS: Mapping[str, float] = {
 CALM_SHARE = 0.7
 """Before so many of the faults the stack gets the time to be at work again; the others hit what is just starting."""
 CALM_SECONDS = 2.0
+OWED_SECONDS = 10.0
+"""So long a kill that is owed waits for a stack at work, before it is dealt all the same."""
+WRITING_SECONDS = 0.5
+"""A trainer that has written within this time is in the middle of it."""
 
 
 @dataclass
 class Killer:
-    """`run` in a thread deals `count` kills, and stops beside them, about one every `pause` seconds; ends after `seconds`."""
+    """`run` in a thread deals `count` kills, and stops beside them, about one every `pause` seconds; ends after `seconds`.
+
+    The first kills are one for each kind of target, in random order, and the agent's comes while a trainer writes.
+    """
 
     stack: Stack
     watcher: Watcher
@@ -54,6 +62,10 @@ class Killer:
     """Kills of one job's shim or trainer: it waits longer after each that came before a new checkpoint."""
     done: Counter[str] = field(default_factory=Counter)
     enough: threading.Event = field(default_factory=threading.Event)
+    owed: list[str] = field(default_factory=lambda: list(WEIGHTS))
+    """Kinds of target of which none was killed yet."""
+    spared: set[str] = field(default_factory=set)
+    """Jobs whose shim and trainer nobody touches: what ends them has to come from the product."""
     failure: BaseException | None = None
     _stopped: list[tuple[float, ProcessRef]] = field(default_factory=list)
     _hits: Counter[str] = field(default_factory=Counter)
@@ -66,11 +78,14 @@ class Killer:
         """Deal the faults; whatever was stopped goes on in the end."""
         rng = random.Random(self.seed)
         deadline = time.monotonic() + self.seconds
+        rng.shuffle(self.owed)
         try:
             while self.kills < self.count and time.monotonic() < deadline:
                 if self.enough.wait(rng.uniform(0, 2 * self.pause)):
                     return
-                if rng.random() < CALM_SHARE:
+                if self.owed:
+                    self._until_at_work(OWED_SECONDS)
+                elif rng.random() < CALM_SHARE:
                     self._until_at_work(rng.uniform(1, 2) * CALM_SECONDS)
                 self._continue(time.monotonic())
                 self._deal(rng)
@@ -90,19 +105,25 @@ class Killer:
     def _deal(self, rng: random.Random) -> None:
         name = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         stops = rng.random() < self.stop_share
+        if self.owed:
+            name, stops = self.owed[0], False
+            self.owed[:] = [*self.owed[1:], name]  # its turn comes again until it was dealt
         pick, nap = rng.random(), rng.uniform(0.05, 2.0)
         target = self._target(name, pick, lethal=not stops)
         if target is None:
             return
         if target.send(signal.SIGSTOP if stops else signal.SIGKILL):
             self.done[f"{'stop' if stops else 'kill'} {name}"] += 1
+            if name in self.owed and not stops:
+                self.owed.remove(name)
             if stops:
                 self._stopped.append((time.monotonic() + nap, target))
 
     def _target(self, name: str, pick: float, *, lethal: bool) -> ProcessRef | None:
         if name not in ("shim", "trainer"):
-            return service(self.stack, name)
-        live = sorted(self.watcher.live.items())
+            wait = name == "agent" and name in self.owed and not self._is_written()
+            return None if wait else service(self.stack, name)
+        live = sorted((k, p) for k, p in self.watcher.live.items() if k[0] not in self.spared)
         if lethal:
             live = [(k, p) for k, p in live if self._hits[k[0]] < self.lethal_per_job]
         if not live:
@@ -111,6 +132,15 @@ class Killer:
         if lethal:
             self._hits[job] += 1
         return processes.shim if name == "shim" else processes.trainer
+
+    def _is_written(self) -> bool:
+        """Tell whether some trainer is writing metrics just now."""
+        for job, attempt in list(self.watcher.live):
+            with contextlib.suppress(OSError):
+                found = (self.stack.attempt_dir(job, attempt) / "events.jsonl").stat()
+                if time.time() - found.st_mtime < WRITING_SECONDS:
+                    return True
+        return False
 
     def _continue(self, now: float) -> None:
         due = [ref for at, ref in self._stopped if at <= now]

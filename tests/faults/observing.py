@@ -10,18 +10,27 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from services.api.telemetry.chunks import floats
 from services.gpu_agent import checkpoint_store
 from tests.e2e.stack import ROOT, Stack
-from tests.faults.checker import AttemptSeen, CheckpointSeen, JobSeen, Observation
+from tests.faults.checker import (
+    CLOSES_ATTEMPT,
+    AttemptSeen,
+    CheckpointSeen,
+    Closing,
+    JobSeen,
+    Observation,
+)
 from tests.faults.process_table import held_locks, strays
 from tests.faults.watcher import Watcher, jobs_folder
 from tests.faults.workload import Workload, insist
 
 Row = tuple[Any, ...]
+ENDS = ("run.exited.v1", "run.refused.v1")
 _LOADS = """
 import sys
 from transformers import AutoModelForCausalLM as M, AutoTokenizer as T
@@ -108,6 +117,7 @@ def _job(sight: Sight, uuid: str) -> JobSeen:
     shown = insist(lambda: stack.client.jobs.get(uuid))
     main, own = stack.home / "api" / "main.db", stack.home / "scheduler.db"
     body = workload.bodies[uuid]
+    events = _history(stack, uuid)
     return JobSeen(
         uuid=uuid,
         rest=shown.status,
@@ -119,7 +129,12 @@ def _job(sight: Sight, uuid: str) -> JobSeen:
         cancel_accepted=uuid in workload.cancels,
         cancelled_at=workload.cancelled_at.get(uuid),
         finished_at=shown.finished_at.timestamp() if shown.finished_at else None,
-        events=_history(stack, uuid),
+        events=tuple((e["n"], _change(e), e["status"], e["attempt"]) for e in events),
+        closings=tuple(
+            Closing(e["attempt"], _change(e), e["reason"], _unix(e["time"]))
+            for e in events
+            if _change(e) in CLOSES_ATTEMPT
+        ),
         attempts=tuple(_attempt(sight, f) for f in _folders(sight, uuid)),
         checkpoints=tuple(
             CheckpointSeen(c.step, c.path, checkpoint_store.verify(Path(c.path)))
@@ -128,15 +143,23 @@ def _job(sight: Sight, uuid: str) -> JobSeen:
     )
 
 
-def _history(stack: Stack, uuid: str) -> tuple[tuple[int, str, str, int], ...]:
-    found: list[tuple[int, str, str, int]] = []
+def _history(stack: Stack, uuid: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     while True:
-        after = found[-1][0] if found else 0
+        after = found[-1]["n"] if found else 0
         path = f"/api/v1/jobs/{uuid}/events?after={after}&limit=200"
         page = insist(lambda path=path: stack.client.call("GET", path))  # type: ignore[misc]
-        found += [(e["n"], e["type"].removeprefix("job."), e["status"], e["attempt"]) for e in page]
+        found += page
         if not page:
-            return tuple(found)
+            return found
+
+
+def _change(event: dict[str, Any]) -> str:
+    return str(event["type"]).removeprefix("job.")
+
+
+def _unix(time_: str) -> float:
+    return datetime.fromisoformat(time_).timestamp()
 
 
 def _unasked(uuid: str) -> JobSeen:
@@ -161,6 +184,7 @@ def _attempt(sight: Sight, folder: Path) -> AttemptSeen:
         resume_problem=sight.watcher.resume_problem(job, number),
         facts=kinds,
         fact_numbers=tuple(f["seq"] for f in facts),
+        ended_at=next((f["t"] for f in facts if f["type"] in ENDS), 0.0),
         confirmed=_is_confirmed(folder),
         stored_before=sight.stored_before.get((job, number)),
         last_line=lines[-1]["t"] if lines else 0.0,

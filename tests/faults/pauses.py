@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 from services.gpu_agent.processes import ProcessRef
 from services.gpu_agent.shim import stat_fields
 from tests.e2e.stack import until
+from tests.faults.checker import ENDLESS, WATCHDOG_SECONDS
 from tests.faults.observing import stored_steps
 from tests.faults.scene import NO_ENV, Env, Report, Scene
 from tests.faults.watcher import Key
@@ -31,6 +33,8 @@ JOBS = 2
 MOVED_SECONDS = 60.0
 KINDS = ("host", "agent")
 """`host`: everything on it is frozen. `agent`: only the agent, so that shims and trainers go on without a lease."""
+BESIDE_SECONDS = 2 * WATCHDOG_SECONDS
+"""So long the agent alone sleeps on beside an attempt elsewhere: a trainer that nobody has stopped is seen beside it."""
 
 
 def frozen_hosts(
@@ -43,7 +47,11 @@ def frozen_hosts(
     settle: float = 240.0,
     env: Env = NO_ENV,
 ) -> Report:
-    """Freeze one of two hosts for longer than its lease, `rounds` times, each time until its jobs run on the other."""
+    """Freeze one of two hosts for longer than its lease, `rounds` times, each time until its jobs run on the other.
+
+    Where only the agent is frozen the jobs have no end, so that nothing but the lease ends a trainer; they are cancelled
+    afterwards.
+    """
     rng, done = random.Random(seed), Counter[str]()
     shared = str(home / "checkpoints")
     leases = LEASES | {"TRAINYARD_AGENT_SHARED_PATHS": shared}
@@ -57,6 +65,7 @@ def frozen_hosts(
 
 def _freeze(scene: Scene, rng: random.Random, kind: str, steps: int) -> int:
     """Freeze a host on which a job trains; let it wake once all of its attempts were taken over."""
+    steps = ENDLESS if kind == "agent" else steps
     home = until(lambda: _busy_host(scene, rng, steps), MOVED_SECONDS, "a host trains", scene.stack)
     frozen = _processes(scene, home, kind)
     _send(frozen, signal.SIGSTOP)
@@ -65,23 +74,33 @@ def _freeze(scene: Scene, rng: random.Random, kind: str, steps: int) -> int:
         moved = [key for key in held if _is_taken_over(scene, key)]
         for key in moved:
             scene.stored_before[key] = stored_steps(scene.stack.home, *key)
+        if kind == "agent":
+            time.sleep(BESIDE_SECONDS)
     finally:
         _send(frozen, signal.SIGCONT)
+    for job in scene.workload.open_jobs():
+        if _steps_of(scene, job) == ENDLESS:
+            scene.workload.act(job, "cancel")
     return len(moved)
 
 
 def _busy_host(scene: Scene, rng: random.Random, steps: int) -> Path | None:
-    """Return a host with an attempt that has saved something; keep enough jobs in the stack for that."""
+    """Return a host on which a job of `steps` has saved something; keep enough such jobs in the stack for that."""
     workload = scene.workload
-    while len(workload.open_jobs()) < JOBS:
+    while sum(_steps_of(scene, job) == steps for job in workload.open_jobs()) < JOBS:
         workload.submit(max_steps=steps, disconnect_policy="stop_and_requeue")
     ready = [
         home
         for key in sorted(scene.watcher.live)
-        if (home := scene.watcher.host_of(*key)) is not None
+        if _steps_of(scene, key[0]) == steps
+        and (home := scene.watcher.host_of(*key)) is not None
         and 1 <= max(stored_steps(scene.stack.home, *key), default=0) < steps * 0.6
     ]
     return rng.choice(ready) if ready else None
+
+
+def _steps_of(scene: Scene, job: str) -> int:
+    return int(scene.workload.bodies[job]["max_steps"])
 
 
 def _is_taken_over(scene: Scene, key: Key) -> bool:

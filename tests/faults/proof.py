@@ -9,14 +9,17 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from services.gpu_agent import checkpoint_store
 from tests.e2e.stack import Stack, until
+from tests.faults.checker import ENDLESS, Violation
 from tests.faults.killer import SERVICES, Killer, service
 from tests.faults.observing import unsent_requests
 from tests.faults.scene import NO_ENV, Env, Report, Scene
-from tests.faults.workload import Workload, insist
+from tests.faults.watcher import is_alive
+from tests.faults.workload import insist
 
 SLOTS = 3
 """Slots of the host, as in a Scene."""
@@ -28,28 +31,81 @@ def kills(
 ) -> Report:  # fmt: skip
     """Deal `count` kills, and stops beside them, while jobs come, run, pause, go on and are cancelled.
 
-    `jobs` at first, and never fewer than `keep` that have not ended until the last kill.
+    `jobs` at first, and never fewer than `keep` that have not ended until the last kill. A job without end trains from
+    before the first kill until each kind of target was killed once; then it is cancelled, and from there on nothing but
+    the product can end it.
     """
     with Scene(home, model, seed, env=env) as scene:
         killer = Killer(scene.stack, scene.watcher, seed, count, seconds, pause)
         thread = threading.Thread(target=killer.run, name="killer")
+        endless = _train_without_end(scene)
         thread.start()
         try:
-            _work_while(thread, scene.workload, jobs, keep)
+            _work_while(thread, scene, killer, endless, (jobs, keep))
+            _while_not(lambda: _cancel(scene, killer, endless), 30)
         finally:
             killer.enough.set()
             thread.join(60)
         if killer.failure is not None:
             raise killer.failure
         until(scene.stack.client.is_ready, 60, "the api is ready after the faults", scene.stack)
-        return scene.finish("kills", seed, killer.done, settle)
+        if endless not in killer.spared:
+            scene.workload.act(endless, "cancel")
+        report = scene.finish("kills", seed, killer.done, settle)
+        report.violations += _undealt(killer, endless)
+        return report
 
 
-def _work_while(killing: threading.Thread, workload: Workload, jobs: int, keep: int) -> None:
-    """Keep unfinished jobs in the stack and disturb some of them until the killing is over."""
-    for _ in range(jobs):
+def _undealt(killer: Killer, endless: str) -> list[Violation]:
+    """Return what every proof has to deal and this one did not: it proves less than it says."""
+    found = [Violation("fault not dealt", "killer", f"no kill of {name}") for name in killer.owed]
+    if endless not in killer.spared:
+        found.append(
+            Violation("fault not dealt", endless, "it did not train when it was cancelled")
+        )
+    return found
+
+
+def _train_without_end(scene: Scene) -> str:
+    """Submit a job that nothing but a cancel ends, and return it, as a rule once it trains."""
+    job = scene.workload.submit(max_steps=ENDLESS, save_steps=50, priority=95)
+    scene.workload.left_alone.add(job)
+    _while_not(lambda: _step(scene.stack, job) >= 1, 60)
+    return job
+
+
+def _while_not(check: Callable[[], bool], seconds: float) -> None:
+    """Wait for `check`, and go on without it after `seconds`: a product with a bug in it may never come to that."""
+    deadline = time.monotonic() + seconds
+    while not check() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _cancel(scene: Scene, killer: Killer, job: str) -> bool:
+    """Cancel the endless job if it trains; nobody touches its processes from there on. Tell whether that is done."""
+    if job in killer.spared:
+        return True
+    killer.spared.add(job)
+    if not any(j == job and is_alive(run.trainer) for (j, _), run in scene.watcher.live.items()):
+        killer.spared.discard(job)
+        return False
+    scene.workload.act(job, "cancel")
+    return True
+
+
+def _work_while(
+    killing: threading.Thread, scene: Scene, killer: Killer, endless: str, jobs: tuple[int, int]
+) -> None:
+    """Keep unfinished jobs in the stack and disturb some of them until the killing is over.
+
+    `jobs`: how many at first, and how many that have not ended at least.
+    """
+    workload, (first, keep) = scene.workload, jobs
+    for _ in range(first):
         workload.submit_some()
     while killing.is_alive():
+        if not killer.owed:
+            _cancel(scene, killer, endless)
         workload.disturb()
         killing.join(workload.rng.uniform(0.2, 1.5))
         workload.top_up(keep)

@@ -11,6 +11,7 @@ from tests.faults.checker import (
     ENDLESS,
     AttemptSeen,
     CheckpointSeen,
+    Closing,
     JobSeen,
     Observation,
     Overlap,
@@ -48,6 +49,13 @@ def with_event(n: int, *event: Any) -> Observation:
 
 
 PLANTED: dict[str, tuple[Observation, str]] = {
+    "closed by another attempt's word": (
+        with_job(
+            closings=(Closing(1, "requeued", "drained", 100.0),),
+            attempts=(replace(FIRST, ended_at=101.0), SECOND),
+        ),
+        "stale fact accepted",
+    ),
     "lost job": (replace(GOOD, jobs=()), "acknowledged job is gone"),
     "doubled submit": (replace(GOOD, acknowledged=()), "job nobody was told of"),
     "missing step": (with_second(stored=(5, 6, 8)), "step missing or doubled"),

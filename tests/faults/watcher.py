@@ -86,7 +86,7 @@ class Watcher:
             if processes is None:
                 continue
             looked = time.time()
-            if _is_alive(processes.shim) or _is_alive(processes.trainer):
+            if is_alive(processes.shim) or is_alive(processes.trainer):
                 alive[key], self._where[key] = processes, home
                 self.last_alive[key] = looked
             elif processes.trainer is not None:
@@ -113,7 +113,7 @@ class Watcher:
                 continue
             # a trainer that is frozen still holds its own host's lock, but elsewhere it does nothing
             across = len({self._where[job, n] for n in attempts}) > 1
-            is_there = _is_running if across else _is_alive
+            is_there = _is_running if across else is_alive
             still = tuple(sorted(n for n in attempts if is_there(alive[job, n].trainer)))
             if len(still) > 1:
                 now = time.monotonic()
@@ -121,7 +121,7 @@ class Watcher:
                 self._together[job, still] = (begin, now)
 
 
-def _is_alive(process: ProcessRef | None) -> bool:
+def is_alive(process: ProcessRef | None) -> bool:
     return process is not None and process.is_alive()
 
 

@@ -71,6 +71,8 @@ class Workload:
     """Jobs whose cancel was accepted, or was asked for and then came true."""
     cancelled_at: dict[str, float] = field(default_factory=dict)
     """Unix time at which a cancel was accepted."""
+    left_alone: set[str] = field(default_factory=set)
+    """Jobs that `disturb` does not choose."""
     _endless: dict[str, float] = field(default_factory=dict)
     """Jobs without end that nobody has cancelled yet, and when that is due (monotonic)."""
     _asked: set[str] = field(default_factory=set)
@@ -111,7 +113,10 @@ class Workload:
             due = time.monotonic() + self.rng.uniform(0, ENDLESS_SECONDS)
             job = self.submit(max_steps=ENDLESS, save_steps=10, priority=90)
             self._endless[job] = due
-        job = self.rng.choice(self._open())
+        chosen = [job for job in self._open() if job not in self.left_alone]
+        if not chosen:
+            return
+        job = self.rng.choice(chosen)
         verb = self.rng.choices(["pause", "resume", "cancel"], [3, 3, 1])[0]
         self.act(job, verb)
 
