@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import ROOT, Stack, until
+from tests.faults.partitions.cases import SETTINGS, Break, Case
 from tests.faults.partitions.cuts import Line, Way
 from tests.faults.partitions.namespaces import (
     API_PORT,
@@ -20,12 +21,12 @@ from tests.faults.partitions.namespaces import (
     laid_out,
     why_not,
 )
-from tests.faults.partitions.scene import SETTINGS, SHELTER, Case, Scene
+from tests.faults.partitions.scene import SHELTER, Scene
 from tests.faults.partitions.second_host import TRAINYARD
 
-pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
+pytestmark = pytest.mark.e2e
 KEEP, MOVE = "keep", "stop_and_requeue"
-LONG, BEYOND = 20.0, 22.0
+STEPS = 400
 HEAL = 30.0
 """Seconds: after a cut the kernel sends again only after as long as the cut has lasted."""
 
@@ -61,7 +62,10 @@ def operated(home: Path, model: Path) -> tuple[Stack, subprocess.Popen[bytes]]:
     return stack, broker
 
 
-@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize(
+    "way",
+    [Way.BOTH, *(pytest.param(w, marks=pytest.mark.nightly) for w in Way if w is not Way.BOTH)],
+)
 def test_a_host_behind_a_router_that_swallows_what_it_is_given(
     tmp_path: Path, tiny_model: Path, seed: int, wires: tuple[Wire, ...], way: Way
 ) -> None:
@@ -73,9 +77,9 @@ def test_a_host_behind_a_router_that_swallows_what_it_is_given(
     with inside(wires[0].stack):
         stack, broker = operated(home, tiny_model)
         try:
-            with Scene(stack, line, tiny_model, seed, HEAL) as scene:
+            with Scene(stack, line, tiny_model, seed, HEAL, STEPS) as scene:
                 scene.beside.add(broker.pid)
-                scene.set_up([Case(way, KEEP, (LONG,)), Case(way, MOVE, (BEYOND,), shared=True)])
+                scene.set_up([Case(KEEP, (Break(way),)), Case(MOVE, (Break(way),), shared=True)])
                 scene.cut_all()
                 report, seen = scene.finish(f"namespaces, {way}", seed)
         finally:

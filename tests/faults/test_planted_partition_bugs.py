@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.partitions.cases import Break, Case
 from tests.faults.partitions.cuts import Way
 from tests.faults.partitions.runs import run
-from tests.faults.partitions.scene import Case
 from tests.faults.planting import Plant, planted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 LEASES = "services/scheduler/core/leases.py"
-STAYS = Case(Way.BOTH, "keep", (16.0,))
-MOVES = Case(Way.BOTH, "stop_and_requeue", (22.0,), shared=True)
+STAYS = Case("keep", (Break(Way.BOTH),))
+MOVES = Case("stop_and_requeue", (Break(Way.BOTH),), shared=True)
 BUGS: dict[str, tuple[Plant, Case, set[str]]] = {
     "the reason is not cleared": (
         Plant(LEASES, "draft.change(job, Change.RECONNECTED, reason=reason)", "pass"),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tests.e2e.stack import Stack
 from tests.faults.checker import Observation
+from tests.faults.partitions.cases import SETTINGS, Case
 from tests.faults.partitions.proxied import ProxiedLine
-from tests.faults.partitions.scene import SETTINGS, Case, Scene
+from tests.faults.partitions.scene import Scene
 from tests.faults.scene import NO_ENV, Env, Report
 
 HEAL = 10.0
@@ -25,11 +26,11 @@ class Outcome:
     stale: int
     """Items of attempts given up that the api has counted."""
     trained: dict[str, tuple[int, int]]
-    """Host → steps that its first attempt had made when it was cut off, and when that was over."""
+    """Host and number of the cut → steps that its first attempt had made when the cut came, and when it was over."""
 
 
 def run(
-    home: Path, model: Path, seed: int, name: str, cases: list[Case], *, steps: int = 240,
+    home: Path, model: Path, seed: int, name: str, cases: list[Case], *, steps: int = 400,
     env: Env = NO_ENV,
 ) -> Outcome:  # fmt: skip
     """Run one scene; `env`: further settings of the stack and its hosts."""
@@ -41,7 +42,6 @@ def run(
     with Scene(stack, line, model, seed, HEAL, steps) as scene:
         scene.set_up(cases)
         scene.cut_all()
-        stale = scene.stale_items()
         report, seen = scene.finish(name, seed)
     print(report)
-    return Outcome(report, seen, stale, scene.trained)
+    return Outcome(report, seen, scene.stale, scene.trained)

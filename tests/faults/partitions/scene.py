@@ -1,8 +1,4 @@
-"""A stack, hosts behind lines that can be cut, a job on each, readers of every job; and the judgement of all of it.
-
-The times are short: a host is silent after 6.6 s, a run without a lease is stopped by its host after 9 s and placed elsewhere
-after 18.2 s at the earliest.
-"""
+"""A stack, hosts behind lines that can be cut, a job on each, readers of every job; and the judgement of all of it."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -26,10 +22,11 @@ from services.gpu_agent.core import loglines
 from tests.e2e.stack import Stack, until
 from tests.faults.checker import AttemptSeen, Observation, check
 from tests.faults.observing import Sight, observe, stored_steps
-from tests.faults.partitions.cuts import Cut, Line, Way
+from tests.faults.partitions.cases import READ_SECONDS, SETTINGS, SILENT_AFTER, Case, terms
+from tests.faults.partitions.cuts import Cut, Line
 from tests.faults.partitions.follower import Follower, read_logs
 from tests.faults.partitions.pacer import Pacer
-from tests.faults.partitions.reading import LogSeen, Reading, Terms, judge
+from tests.faults.partitions.reading import LogSeen, Reading, judge
 from tests.faults.partitions.second_host import SecondHost
 from tests.faults.process_table import leftovers, processes_of
 from tests.faults.scene import Report
@@ -37,44 +34,12 @@ from tests.faults.watcher import Watcher, jobs_folder
 from tests.faults.workload import Workload
 from trainyard import Job
 
-LEASE, GRACE, STOP_AFTER, KILL_GRACE, MARGIN, BEAT = 5.0, 1.5, 9.0, 4.0, 5.0, 1.0
-SILENT_AFTER = LEASE * 1.02 + GRACE
-REQUEUE_AFTER = STOP_AFTER * 1.02 + KILL_GRACE + MARGIN
-SETTINGS = {
-    "TRAINYARD_SCHEDULER_LEASE_TTL": str(LEASE),
-    "TRAINYARD_SCHEDULER_GRACE": str(GRACE),
-    "TRAINYARD_SCHEDULER_STOP_AFTER": str(STOP_AFTER),
-    "TRAINYARD_SCHEDULER_KILL_GRACE": str(KILL_GRACE),
-    "TRAINYARD_SCHEDULER_REQUEUE_MARGIN": str(MARGIN),
-    "TRAINYARD_AGENT_HEARTBEAT_SECONDS": str(BEAT),
-}
-SAVE_STEPS = 20
+SAVE_STEPS = 10
 START_SECONDS = 120.0
+BACK_SECONDS = 60.0
+HOLD_SECONDS = 1.5
+"""So much longer a cut lasts after users could read of it."""
 SHELTER = "shelter"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One host and its job. `seconds`: of each cut, one after another."""
-
-    way: Way
-    policy: str
-    seconds: tuple[float, ...]
-    shared: bool = False
-    """Checkpoints lie in a folder that the shelter reads too."""
-    pause: float = 15.0
-    """Seconds between two cuts."""
-
-    @property
-    def is_long(self) -> bool:
-        return max(self.seconds) > SILENT_AFTER
-
-
-def terms(heal: float) -> Terms:
-    """Return the times in force; `heal`: what a connection may need to carry again."""
-    return Terms(
-        SILENT_AFTER, BEAT, late=3.5, late_deaf=11.0, heal=heal, requeue_after=REQUEUE_AFTER
-    )
 
 
 class Scene:
@@ -109,7 +74,9 @@ class Scene:
         self.moved: dict[tuple[str, int], tuple[int, ...]] = {}
         """Attempts given up → what was stored of them when the next one ran elsewhere and their host was still away."""
         self.trained: dict[str, tuple[int, int]] = {}
-        """Host → steps of its first attempt at the first cut, and at its heal."""
+        """Host and number of the cut → steps that its first attempt had made when the cut came, and when it was over."""
+        self.stale = 0
+        """Items of attempts given up that the api had counted in the end."""
         self._failures: list[BaseException] = []
         self._began = time.monotonic()
 
@@ -176,7 +143,7 @@ class Scene:
         self.pacer.start()
         for label, case in named:
             # who may move cannot be pinned: hosts that are alike are filled in any order
-            pin = {"host": label} if case.policy == "keep" or not case.is_long else {}
+            pin = {} if case.may_move else {"host": label}
             job = self.workload.submit(
                 max_steps=self.steps, save_steps=SAVE_STEPS, num_epochs=100, context_length=64,
                 disconnect_policy=case.policy, **pin,
@@ -228,33 +195,45 @@ class Scene:
             self._failures.append(error)
 
     def _cut(self, host: SecondHost, job: str, case: Case) -> None:
-        for n, seconds in enumerate(case.seconds):
+        for n, one in enumerate(case.breaks):
             if n:
+                until(lambda: self._is_back(host, job), BACK_SECONDS, f"{job} is back", self.stack)
                 time.sleep(case.pause)
-            began = time.time()
-            host.line.cut(case.way)
-            before = self._steps_made(host, job)
-            time.sleep(seconds)
-            self.trained.setdefault(host.label, (before, self._steps_made(host, job)))
-            if (
-                case.policy == "stop_and_requeue"
-                and seconds > REQUEUE_AFTER
-                and case.shared
-                and case.way is not Way.TO_AGENT
-            ):
-                until(lambda: self._runs_elsewhere(job), 60, f"{job} runs elsewhere", self.stack)
+            began, before = time.time(), self._steps_made(host, job)
+            host.line.cut(one.way)
+            if one.seconds is not None:
+                time.sleep(one.seconds)
+            else:
+                self._until_read(job, case)
+            self.trained[f"{host.label}.{n}"] = before, self._steps_made(host, job)
             self._note_moved(job)
             host.line.heal()
-            host.cuts.append(Cut(case.way, began, time.time()))
-        until(lambda: self._is_online(host.label), 60, f"{host.label} is back", self.stack)
+            host.cuts.append(Cut(one.way, began, time.time()))
+        online = f"{host.label} is back"
+        until(lambda: self._is_online(host.label), BACK_SECONDS, online, self.stack)
+
+    def _until_read(self, job: str, case: Case) -> None:
+        """Wait until users read what the cut does to the job, and a moment more; what never comes the judge reports."""
+        deadline = time.monotonic() + READ_SECONDS
+        while not self._is_read(job, case) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(HOLD_SECONDS)
+
+    def _is_read(self, job: str, case: Case) -> bool:
+        shown = self.stack.client.jobs.get(job)
+        if case.policy == "keep":
+            return shown.reason == "disconnected"
+        if case.shared:
+            return shown.attempt >= 2 and shown.status == "RUNNING"
+        return shown.status == "PENDING"
+
+    def _is_back(self, host: SecondHost, job: str) -> bool:
+        shown = self.stack.client.jobs.get(job)
+        return self._is_online(host.label) and (shown.status, shown.reason) == ("RUNNING", None)
 
     def _steps_made(self, host: SecondHost, job: str) -> int:
         events = host.jobs_dir / job / "attempts" / "1" / "events.jsonl"
         return events.read_bytes().count(b'"type":"metric"')
-
-    def _runs_elsewhere(self, job: str) -> bool:
-        shown = self.stack.client.jobs.get(job)
-        return shown.attempt == 2 and shown.status == "RUNNING"
 
     def _note_moved(self, job: str) -> None:
         shown = self.stack.client.jobs.get(job)
@@ -275,6 +254,7 @@ class Scene:
         for follower in self.followers.values():
             follower.catch_up(30)
         seen = self._without_those_beside(observe(self._sight()))
+        self.stale = self._stale_items()
         readings = [
             self._reading(ended[job], follower, seen) for job, follower in self.followers.items()
         ]
@@ -311,7 +291,7 @@ class Scene:
             orphans=tuple(t for t in seen.orphans if int(t.split()[0]) not in self.beside),
         )
 
-    def stale_items(self) -> int:
+    def _stale_items(self) -> int:
         """Return how many items of fenced attempts the api has counted."""
         headers = (
             {"Authorization": f"Bearer {self.stack.client.token}"}
