@@ -25,7 +25,7 @@ class Outcome:
     seen: Observation
     stale: int
     """Items of attempts given up that the api has counted."""
-    trained: dict[str, tuple[int, int]]
+    trained: dict[tuple[str, int], tuple[int, int]]
     """Host and number of the cut → steps that its first attempt had made when the cut came, and when it was over."""
 
 

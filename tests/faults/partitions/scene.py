@@ -73,7 +73,7 @@ class Scene:
         self.pacer = Pacer([])
         self.moved: dict[tuple[str, int], tuple[int, ...]] = {}
         """Attempts given up → what was stored of them when the next one ran elsewhere and their host was still away."""
-        self.trained: dict[str, tuple[int, int]] = {}
+        self.trained: dict[tuple[str, int], tuple[int, int]] = {}
         """Host and number of the cut → steps that its first attempt had made when the cut came, and when it was over."""
         self.stale = 0
         """Items of attempts given up that the api had counted in the end."""
@@ -205,7 +205,7 @@ class Scene:
                 time.sleep(one.seconds)
             else:
                 self._until_read(job, case)
-            self.trained[f"{host.label}.{n}"] = before, self._steps_made(host, job)
+            self.trained[host.label, n] = before, self._steps_made(host, job)
             self._note_moved(job)
             host.line.heal()
             host.cuts.append(Cut(one.way, began, time.time()))
