@@ -14,7 +14,8 @@ def check(context: HookContext) -> Refusal | None:
     """Choose the checkpoint; damaged ones are named in the log and skipped. Never refuses.
 
     Where the attempt before this one ran elsewhere, one that the scheduler does not know is skipped too: it was saved
-    after that host was cut off, and the steps that led to it will never be shown.
+    after that host was cut off, and the steps that led to it will never be shown. Where it has thinned out the newest that the
+    scheduler knows, what it left in its place counts after all: a hole in the curve is less than all that was trained.
     """
     folder = context.checkpoint_dir
     removed = checkpoint_store.sweep_leftovers(folder)
@@ -24,7 +25,8 @@ def check(context: HookContext) -> Refusal | None:
         return None
     known = context.entry.checkpoints
     complete = checkpoint_store.list_complete(folder)
-    moved = bool(known) and not _went_before(context)
+    there = {c.step for c in complete}
+    moved = max(known, default=-1) in there and not _went_before(context)
     foreign = _skipped_before(context)
     skipped = [c for c in complete if c.manifest_hash in foreign or (moved and c.step not in known)]
     if skipped:

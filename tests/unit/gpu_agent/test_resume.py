@@ -55,6 +55,17 @@ def test_on_another_host_only_what_the_scheduler_knows_counts(make: Make) -> Non
     assert any("checkpoint-30" in text for _, text in context.notes)
 
 
+def test_on_another_host_what_took_the_place_of_the_newest_known_one_counts(make: Make) -> None:
+    """The host that was cut off has removed it by the retention rule: else the job would begin anew."""
+    context = make(0, 10, 20)
+    for step in (0, 30, 40):
+        saved(context.checkpoint_dir, step)
+    assert resume.check(context) is None
+    assert context.resume_step == 40
+    told = [(fact.step, fact.deleted) for fact in _corrections(context)]
+    assert told == [(10, True), (20, True), (30, False), (40, False)]
+
+
 def test_on_the_same_host_all_that_was_saved_counts_and_is_told(make: Make) -> None:
     context = make(10, 20)
     for step in (20, 30):
