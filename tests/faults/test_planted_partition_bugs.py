@@ -54,8 +54,8 @@ BUGS: dict[str, tuple[Plant, Case, set[str]]] = {
     "a checkpoint of the cut-off host is taken up": (
         Plant(
             "services/gpu_agent/hooks/resume.py",
-            "c.step for c in complete if moved and",
-            "c.step for c in complete if False and",
+            "(moved and c.step not in known)",
+            "(False and c.step not in known)",
         ),
         MOVES,
         {"gap in the curve"},
