@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,13 @@ def run(
     def line(_: str) -> ProxiedLine:
         return ProxiedLine(stack, json.loads((home / "run" / "nats.json").read_text())["url"])
 
+    began = time.monotonic()
     with Scene(stack, line, model, seed, HEAL, steps) as scene:
         scene.set_up(cases)
+        ready = time.monotonic()
         scene.cut_all()
+        healed = time.monotonic()
         report, seen = scene.finish(name, seed)
     print(report)
+    print(f"  set up in {ready - began:.0f} s, cut for {healed - ready:.0f} s")
     return Outcome(report, seen, scene.stale, scene.trained)

@@ -145,7 +145,8 @@ class Scene:
             # who may move cannot be pinned: hosts that are alike are filled in any order
             pin = {} if case.may_move else {"host": label}
             job = self.workload.submit(
-                max_steps=self.steps, save_steps=SAVE_STEPS, num_epochs=100, context_length=64,
+                max_steps=self.steps, save_steps=SAVE_STEPS, save_total_limit=100,
+                num_epochs=100, context_length=64,
                 disconnect_policy=case.policy, **pin,
             )  # fmt: skip
             follower = Follower(
