@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -73,9 +74,8 @@ def restored(
         if sabotage is not None:
             sabotage(home)
         stack.start()
-        if not keep_bus:
-            _forget_what_came_after(scene, story)
-        report, seen = _finish(scene, "restore", seed, Counter({"restore": 1}))
+        unheard_of = set() if keep_bus else _forget_what_came_after(scene, story)
+        report, seen = _finish(scene, seed, unheard_of)
         return report, story, seen
 
 
@@ -153,19 +153,35 @@ def lose_databases(home: Path) -> None:
             (home / f"{name}{suffix}").unlink(missing_ok=True)
 
 
-def _forget_what_came_after(scene: Scene, story: Story) -> None:
-    """With the broker's store lost too, nobody has what was submitted after the backup."""
-    for part in ("late", "gone", "late and running"):
-        del scene.workload.bodies[story.jobs.pop(part)]
+def _forget_what_came_after(scene: Scene, story: Story) -> set[str]:
+    """With the broker's store lost too, nobody has what was submitted after the backup.
+
+    Return the jobs of which hosts say what the restored databases do not know: those, and the one whose next attempt
+    began after the backup. That is set aside; what is known later is sent again, which the steps stored show.
+    """
+    lost = {story.jobs.pop(part) for part in ("late", "gone", "late and running")}
+    for job in lost:
+        del scene.workload.bodies[job]
     scene.workload.cancels.clear()
     scene.workload._asked.clear()
+    return lost | {story.jobs["paused"]}
 
 
-def _finish(scene: Scene, name: str, seed: int, faults: Counter[str]) -> tuple[Report, Observation]:
+def _finish(scene: Scene, seed: int, unheard_of: set[str]) -> tuple[Report, Observation]:
     began = time.monotonic()
     scene.workload.settle(150)
     seen = observe(scene._sight())
-    return (
-        Report(name, seed, check(seen), faults, len(seen.jobs), 0, time.monotonic() - began),
-        seen,
+    seen = replace(seen, dead_letters=_set_aside(scene.stack.home, unheard_of))
+    faults = Counter({"restore": 1})
+    seconds = time.monotonic() - began
+    return Report("restore", seed, check(seen), faults, len(seen.jobs), 0, seconds), seen
+
+
+def _set_aside(home: Path, unheard_of: set[str]) -> int:
+    """Return how many messages were set aside, but for attempts that nobody knew of jobs named in `unheard_of`."""
+    with contextlib.closing(sqlite3.connect(home / "api" / "telemetry.db")) as database:
+        rows = database.execute("SELECT subject, reason FROM dead_letter").fetchall()
+    return sum(
+        reason != "unknown_attempt" or subject.split(".")[2] not in unheard_of
+        for subject, reason in rows
     )
