@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -56,6 +56,8 @@ class Sight:
     never_complete: Sequence[str] = ()
     roots: Sequence[tuple[Path, int]] = ()
     """(home, pid of the process above all others) of each host."""
+    beside: Collection[int] = ()
+    """Processes of a home that somebody else has started and ends."""
 
 
 def observe(sight: Sight) -> Observation:
@@ -71,7 +73,9 @@ def observe(sight: Sight) -> Observation:
         jobs=tuple(_with_loads(jobs)),
         overlaps=sight.watcher.overlaps,
         never_complete=tuple(sight.never_complete),
-        orphans=tuple(text for home, root in sight.roots for text in strays(home, root, 20)),
+        orphans=tuple(
+            text for home, root in sight.roots for text in strays(home, root, 20, sight.beside)
+        ),
         held_locks=tuple(text for home in sight.homes for text in held_locks(home)),
         unpublished=unpublished(stack.home),
         dead_letters=_count(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -31,10 +32,16 @@ def processes_of(home: Path) -> dict[int, str]:
     return found
 
 
-def leftovers(home: Path, seconds: float) -> list[str]:
-    """Return what still lives of a stack that was stopped, after waiting up to `seconds` for it to be gone."""
+def leftovers(home: Path, seconds: float, beside: Collection[int] = ()) -> list[str]:
+    """Return what still lives of a stack that was stopped, after waiting up to `seconds` for it to be gone.
+
+    `beside`: processes that belong to its home, and that somebody else has started and ends.
+    """
     deadline = time.monotonic() + seconds
-    while (left := processes_of(home)) and time.monotonic() < deadline:
+    while True:
+        left = {pid: words for pid, words in processes_of(home).items() if pid not in beside}
+        if not left or time.monotonic() > deadline:
+            break
         time.sleep(0.1)
     return [f"{pid} {words}" for pid, words in sorted(left.items())]
 
@@ -55,16 +62,20 @@ def _is_still_locked(path: Path) -> bool:
     return True
 
 
-def strays(home: Path, root: int, seconds: float) -> list[str]:
+def strays(home: Path, root: int, seconds: float, beside: Collection[int] = ()) -> list[str]:
     """Return what lives of a stack and is none of its services, after waiting up to `seconds` for it to be gone.
 
     `root` is the supervisor, or the agent of a host that has none. A trainer cannot be told by its command line: it is
-    a fork of the zygote.
+    a fork of the zygote. `beside` is as for `leftovers`.
     """
     deadline = time.monotonic() + seconds
     while True:
         found = processes_of(home)
-        left = [f"{p} {words}" for p, words in found.items() if not _is_service(p, root, found)]
+        left = [
+            f"{p} {words}"
+            for p, words in found.items()
+            if p not in beside and not _is_service(p, root, found)
+        ]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.1)

@@ -26,7 +26,7 @@ from tests.faults.partitions.second_host import TRAINYARD
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 KEEP, MOVE = "keep", "stop_and_requeue"
-STEPS = 400
+STEPS = 160
 HEAL = 30.0
 """Seconds: after a cut the kernel sends again only after as long as the cut has lasted."""
 

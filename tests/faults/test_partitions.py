@@ -53,7 +53,7 @@ def test_the_whole_matrix_of_jobs_that_stay(tmp_path: Path, tiny_model: Path, se
     short = tuple(Break(way, SHORT) for way in Way)
     long = tuple(Break(way) for way in Way)
     cases = [Case(KEEP, short + long), Case(KEEP, long[::-1] + short)]
-    outcome = run(tmp_path / "home", tiny_model, seed, "matrix, keep", cases, steps=700)
+    outcome = run(tmp_path / "home", tiny_model, seed, "matrix, keep", cases, steps=500)
     assert outcome.report.violations == [], str(outcome.report)
     assert went_on(outcome), str(outcome.trained)
     assert sum(outcome.report.faults.values()) == 2 * (len(short) + len(long))

@@ -47,7 +47,9 @@ BUGS: dict[str, tuple[Plant, Case, set[str]]] = {
         {"stale write stored"},
     ),
     "the scheduler does not wait for the shim": (
-        Plant(LEASES, "silent > limits.requeue_after", "silent > limits.silent_after"),
+        Plant(
+            LEASES, "host.seen.boot > limits.requeue_after", "host.seen.boot > limits.silent_after"
+        ),
         MOVES,
         {"placed again too early"},
     ),

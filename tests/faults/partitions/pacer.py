@@ -10,8 +10,8 @@ from pathlib import Path
 
 from services.gpu_agent.processes import ProcessRef, RunProcesses
 
-RUN_SECONDS, STOP_SECONDS = 0.02, 0.18
-SCAN_EVERY = 5
+RUN_SECONDS, STOP_SECONDS = 0.02, 0.38
+SCAN_EVERY = 2
 """Rounds after which it looks for new runs."""
 
 

@@ -115,6 +115,8 @@ class Scene:
         env = {**SETTINGS, "TRAINYARD_AGENT_SLOTS": str(slots)}
         passed = ("TRAINYARD_DATA_ROOTS", "PYTHONPATH")
         env |= {name: self.stack.env[name] for name in passed if name in self.stack.env}
+        if case is None:  # what moves there is to be at work soon
+            env["TRAINYARD_AGENT_ZYGOTE"] = "true"
         if case is None or case.shared:
             shared = self.stack.home / "shared"
             shared.mkdir(exist_ok=True)
@@ -254,7 +256,7 @@ class Scene:
         ended = self.workload.settle(settle)
         for follower in self.followers.values():
             follower.catch_up(30)
-        seen = self._without_those_beside(observe(self._sight()))
+        seen = observe(self._sight())
         self.stale = self._stale_items()
         readings = [
             self._reading(ended[job], follower, seen) for job, follower in self.followers.items()
@@ -265,10 +267,8 @@ class Scene:
         for host in self.hosts:
             host.stop()
         self.stack.stop()
-        left = tuple(
-            text for home in self.homes for text in leftovers(home, 10 if self.beside else 20)
-        )
-        seen = self._without_those_beside(replace(seen, orphans=(*seen.orphans, *left)))
+        left = tuple(text for home in self.homes for text in leftovers(home, 20, self.beside))
+        seen = replace(seen, orphans=(*seen.orphans, *left))
         violations = check(seen) + [v for one in readings for v in judge(one)]
         faults = Counter(
             f"cut {cut.way}{' beyond the lease' if cut.seconds > SILENT_AFTER else ''}, {case.policy}"
@@ -284,13 +284,10 @@ class Scene:
         assert self.stack.process is not None
         roots = [(self.stack.home, self.stack.process.pid)]
         roots += [(host.home, host.agent_pid) for host in self.hosts]
-        return Sight(self.stack, self.workload, self.watcher, self.homes, self.moved, roots=roots)
-
-    def _without_those_beside(self, seen: Observation) -> Observation:
-        return replace(
-            seen,
-            orphans=tuple(t for t in seen.orphans if int(t.split()[0]) not in self.beside),
-        )
+        return Sight(
+            self.stack, self.workload, self.watcher, self.homes, self.moved, roots=roots,
+            beside=self.beside,
+        )  # fmt: skip
 
     def _stale_items(self) -> int:
         """Return how many items of fenced attempts the api has counted."""
