@@ -24,7 +24,7 @@ from tests.faults.partitions.namespaces import (
 from tests.faults.partitions.scene import SHELTER, Scene
 from tests.faults.partitions.second_host import TRAINYARD
 
-pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
+pytestmark = pytest.mark.e2e
 KEEP, MOVE = "keep", "stop_and_requeue"
 STEPS = 160
 HEAL = 30.0

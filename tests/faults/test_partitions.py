@@ -36,7 +36,6 @@ def assert_one_was_fenced(outcome: Outcome) -> None:
     assert outcome.stale > 0, "and what it said of that was counted"
 
 
-@pytest.mark.nightly
 def test_cuts_of_every_direction_within_and_beyond_the_lease(
     tmp_path: Path, tiny_model: Path, seed: int
 ) -> None:

@@ -31,7 +31,7 @@ class Outcome:
 
 
 def run(
-    home: Path, model: Path, seed: int, name: str, cases: list[Case], *, steps: int = 200,
+    home: Path, model: Path, seed: int, name: str, cases: list[Case], *, steps: int = 160,
     env: Env = NO_ENV,
 ) -> Outcome:  # fmt: skip
     """Run one scene; `env`: further settings of the stack and its hosts."""
