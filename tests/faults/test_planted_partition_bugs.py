@@ -14,6 +14,8 @@ from tests.faults.planting import Plant, planted
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 LEASES = "services/scheduler/core/leases.py"
 STAYS = Case("keep", (Break(Way.BOTH),))
+STAYS_LONG = Case("keep", (Break(Way.BOTH, 16.0),))
+"""Longer than the agent waits for the broker to take a message."""
 MOVES = Case("stop_and_requeue", (Break(Way.BOTH),), shared=True)
 BUGS: dict[str, tuple[Plant, Case, set[str]]] = {
     "the reason is not cleared": (
@@ -36,7 +38,7 @@ BUGS: dict[str, tuple[Plant, Case, set[str]]] = {
             "            stream._queued_bytes = 0\n"
             "            stream.confirm(stream.read.seq, now)\n",
         ),
-        STAYS,
+        STAYS_LONG,
         {"step missing or doubled", "gap in the curve"},
     ),
     "a stale attempt is not fenced": (

@@ -214,6 +214,14 @@ class Scene:
             host.cuts.append(Cut(one.way, began, time.time()))
         online = f"{host.label} is back"
         until(lambda: self._is_online(host.label), BACK_SECONDS, online, self.stack)
+        if case.policy == "keep":
+            self._until_cleared(host, job)
+
+    def _until_cleared(self, host: SecondHost, job: str) -> None:
+        """Let the job train on until nobody reads of the cut any more, or until that is too late: the judge says so."""
+        deadline = host.cuts[-1].healed + self.terms.heal + HOLD_SECONDS
+        while not self._is_back(host, job) and time.time() < deadline:
+            time.sleep(0.1)
 
     def _until_read(self, job: str, case: Case) -> None:
         """Wait until users read what the cut does to the job, and a moment more; what never comes the judge reports."""
