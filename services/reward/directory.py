@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from services.reward.providers import Provider
 JOB_PROVIDER: Final = "job"
 """In a spec: the provider that is private to the job."""
 PRIVATE_AT_MOST: Final = 256
+"""Judges of jobs in memory; the one that was asked longest ago makes room, and its job tells of it again if it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Directory:
         self._told = told
         self._failing = failing
         self._known: dict[str, Configured] = {}
+        self._private: OrderedDict[str, None] = OrderedDict()
+        """Names of private providers, the one that was asked longest ago first."""
         self._calls: dict[str, ProviderCalls] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -47,10 +51,16 @@ class Directory:
         """Configure a provider; calls that run end with what they began with."""
         self._known[name] = configured
         self._drop(name)
+        if name.startswith(f"{JOB_PROVIDER}:"):
+            self._private[name] = None
+            self._private.move_to_end(name)
+            while len(self._private) > PRIVATE_AT_MOST:
+                self.remove(next(iter(self._private)))
 
     def remove(self, name: str) -> None:
         """Forget a provider."""
         self._known.pop(name, None)
+        self._private.pop(name, None)
         self._drop(name)
 
     def names(self) -> list[str]:
@@ -100,6 +110,8 @@ class Directory:
         found = self._known.get(resolved)
         if found is None:
             return None
+        if resolved in self._private:
+            self._private.move_to_end(resolved)
         if resolved not in self._calls:
             client = Client(found.provider, found.key, self.allowed_hosts)
             self._calls[resolved] = ProviderCalls(
