@@ -73,7 +73,7 @@ class Judging:
         purses = Purses(database, time.time, low)
         desk = JudgeDesk(directory, cache, purses, time.time, spared)
         roots = settings.roots if settings.reward_is_loopback else settings.restricted_roots
-        models = ModelDesk(directory, roots)
+        models = ModelDesk(directory, roots, settings.reward_model_device)
         keyring = Keyring.load(settings.home / "keys" / "master.key")
         administration = Administration(database, keyring, directory, time.time)
         return Judging(

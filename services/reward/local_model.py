@@ -38,8 +38,10 @@ class _Asked:
 class LocalModel:
     """Started with the first request; `close` ends it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        """`device`: cpu, cuda or cuda:N. GPUs are given to jobs by the scheduler, which does not know of this process."""
         self._folder = folder
+        self._device = device
         self._queue: asyncio.Queue[_Asked] = asyncio.Queue(QUEUE)
         self._process: asyncio.subprocess.Process | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -136,7 +138,7 @@ class LocalModel:
                 f"{self._folder} holds no model: neither config.json nor adapter_config.json is there"
             )
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "services.reward.model_process", str(self._folder),
+            sys.executable, "-P", "-m", "services.reward.model_process", str(self._folder), self._device,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
             limit=LINE_BYTES,
         )  # fmt: skip
@@ -155,7 +157,8 @@ class LocalModel:
             status = await process.wait()
             raise ModelUnavailable(
                 f"the model's process ended with status {status}; is {self._folder} a sequence-classification model "
-                "in safetensors, and is the extra reward-model installed?"
+                "in safetensors, is the extra reward-model installed, and is there room on TRAINYARD_REWARD_MODEL_DEVICE "
+                f"({self._device})?"
             )
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -101,7 +101,11 @@ def serve(settings: RewardSettings, listener: socket.socket) -> None:
     metrics = RewardMetrics()
     judging = None if settings.reward_rules_only else Judging.open(settings)
     # beside a trainer too: a checkpoint of a host is best scored on that host
-    models = ModelDesk(None, settings.roots) if judging is None else judging.models
+    models = (
+        ModelDesk(None, settings.roots, settings.reward_model_device)
+        if judging is None
+        else judging.models
+    )
     engine = Engine(symbolic, None if judging is None else judging.desk, models)
     services = RewardServices(
         Scoring(settings, engine, metrics),

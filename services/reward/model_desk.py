@@ -26,9 +26,13 @@ LOADED_AT_MOST: Final = 2
 class ModelDesk:
     """`roots`: folders that models may lie in; None: any. `directory`: endpoints by name; None beside a trainer."""
 
-    def __init__(self, directory: Directory | None, roots: tuple[Path, ...] | None) -> None:
+    def __init__(
+        self, directory: Directory | None, roots: tuple[Path, ...] | None, device: str = "cpu"
+    ) -> None:
+        """`device`: where local models run."""
         self._directory = directory
         self._roots = roots
+        self._device = device
         self._local: OrderedDict[Path, LocalModel] = OrderedDict()
         self._remote: dict[str, tuple[object, ModelEndpoint]] = {}
 
@@ -58,7 +62,7 @@ class ModelDesk:
     async def _model(self, folder: Path) -> LocalModel:
         model = self._local.get(folder)
         if model is None:
-            model = self._local[folder] = LocalModel(folder)
+            model = self._local[folder] = LocalModel(folder, self._device)
             while len(self._local) > LOADED_AT_MOST:
                 _, oldest = self._local.popitem(last=False)
                 await oldest.close()

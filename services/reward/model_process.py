@@ -1,6 +1,6 @@
 """A sequence-classification model in a process of its own: lines of JSON in, lines of JSON out. The only place here with torch.
 
-`python -P -m services.reward.model_process FOLDER` says `{"ready": true}` once the model is loaded.
+`python -P -m services.reward.model_process FOLDER DEVICE` says `{"ready": true}` once the model is loaded.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Pair = tuple[str, str]
 class Scorer:
     """Scores pairs with one model. Scores are raw logits: of the only label, or of the last one."""
 
-    def __init__(self, folder: str) -> None:
-        """Load from a local folder; safetensors only, no code of the model's own is run."""
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        """Load from a local folder; safetensors only, no code of the model's own is run. `device`: cpu, cuda or cuda:N."""
         import torch
         from transformers import AutoTokenizer
 
@@ -33,8 +33,8 @@ class Scorer:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        kind = torch.bfloat16 if self._device == "cuda" else torch.float32
+        self._device = device
+        kind = torch.float32 if device == "cpu" else torch.bfloat16
         self._model = _load(folder, {"dtype": kind, "use_safetensors": True, **options})
         self._model.to(self._device)
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
@@ -130,7 +130,7 @@ def main() -> int:
     # libraries may print: only answers go to the pipe
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    scorer = Scorer(sys.argv[1])
+    scorer = Scorer(sys.argv[1], sys.argv[2])
     print(json.dumps({"ready": True}), file=pipe, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

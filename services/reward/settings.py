@@ -20,6 +20,8 @@ class RewardSettings(Settings):
     """Processes for computer algebra."""
     reward_item_seconds: float = Field(default=5.0, gt=0, le=600)
     """The most work for one item of a rule, in seconds."""
+    reward_model_device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d{1,3})?)$")
+    """Where local reward models run: `cpu`, or `cuda:1` for a GPU that no job holds; jobs know nothing of it."""
     reward_queue: int = Field(default=20_000, ge=1)
     """Items that may wait and run at the same time; beyond them a request is answered with 429."""
     reward_allow_http_hosts: str = ""

@@ -96,6 +96,23 @@ def test_a_killed_model_is_started_again(service: Service, model: Path) -> None:
     assert found.reward == first
 
 
+def test_a_model_leaves_the_gpus_of_jobs_alone(
+    service: Service, model: Path, tmp_path: Path
+) -> None:
+    def started(running: Service) -> list[str]:
+        children = psutil.Process(running.process.pid).children(recursive=True)
+        lines = [child.cmdline() for child in children]
+        return next(line for line in lines if "services.reward.model_process" in line)
+
+    assert ask(service, ["x"], model_path=str(model)).results[0].reward is not None
+    assert started(service)[-1] == "cpu"
+    with Service(tmp_path / "home", TRAINYARD_REWARD_MODEL_DEVICE="cuda:7") as told:
+        found = ask(told, ["x"], model_path=str(model)).results[0]
+        assert found.reward is None
+        assert found.error is not None
+        assert "TRAINYARD_REWARD_MODEL_DEVICE (cuda:7)" in found.error.message
+
+
 def test_what_is_no_model_is_told(service: Service, tmp_path: Path) -> None:
     found = ask(service, ["x"], model_path=str(tmp_path))
     assert found.results[0].reward is None
