@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -158,10 +159,30 @@ class SealedCheckpoints:
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of weights that a checkpoint lacks, but not of the second name of a tied weight: one was written, both are read."""
+        model: Any = self.model  # type: ignore[attr-defined]
+        lost = without_tied(model, load_result.missing_keys)
+        found = SimpleNamespace(missing_keys=lost, unexpected_keys=load_result.unexpected_keys)
+        super()._issue_warnings_after_load(found)  # type: ignore[misc]
+
     def create_accelerator_and_postprocess(self) -> None:
         """Split the model over CPU ranks too, where that is asked for."""
         cpu_fsdp.allow(self.args)  # type: ignore[attr-defined]
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
+
+
+def without_tied(model: torch.nn.Module, names: Sequence[str]) -> list[str]:
+    """Return those of `names` whose weight has no name beyond them; they may be relative to a part of `model`."""
+    missing = tuple(f".{name}" for name in names)
+    there, lost = set(), {}
+    for full, weight in model.named_parameters(remove_duplicate=False):
+        known = f".{full}"
+        if known.endswith(missing):
+            lost |= {name[1:]: id(weight) for name in missing if known.endswith(name)}
+        else:
+            there.add(id(weight))
+    return [name for name in names if lost.get(name) not in there]
 
 
 def folder_bytes(folder: Path) -> int:
