@@ -68,6 +68,18 @@ def arrange(  # the six figures that decide a batch
     return _completions(batch_size, gradient_accumulation_steps, rollout_n, world_size, max_micro)
 
 
+def ppo_piece(
+    prompts: int, rollout_n: int, accumulation: int, *, minibatches: int, world_size: int = 1
+) -> int:
+    """Return the most completions in one pass of PPO with gradients, on one device.
+
+    What a device has of a rollout is dealt to `minibatches`, one an update, and each is cut into `accumulation` pieces.
+    """
+    own = max(1, prompts // world_size) * rollout_n
+    minibatch = -(-own // minibatches)
+    return -(-minibatch // accumulation)
+
+
 def _rows_per_device(batch: int, accumulation: int, world: int, most: int | None) -> BatchPlan:
     pieces = _pieces(batch, most)
     micro = batch // pieces

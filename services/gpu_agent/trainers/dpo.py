@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 from services.gpu_agent.trainers import loading, settings, watched_pairs
 from services.gpu_agent.trainers import session as sessions
 from services.gpu_agent.trainers.context import TrainContext
-from services.gpu_agent.trainers.evaluation import AnswerChecker, accuracy, show
+from services.gpu_agent.trainers.evaluation import AnswerChecker, accuracy, show, written_together
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.pairs import PairEncoder, load_pairs, read_pairs
 from services.gpu_agent.trainers.reward_spec import rule_plan
@@ -115,5 +115,9 @@ def _checker(session: Session[PreferenceSettings], encoder: PairEncoder) -> Answ
     rule = rule_plan(session.spec.config)
     scorer = None if rule is None else Scorer(session.context, rule)
     return AnswerChecker(
-        session.loaded.tokenizer, prompts, chosen.context_length, chosen.batch_size, scorer
+        session.loaded.tokenizer,
+        prompts,
+        chosen.context_length,
+        written_together(chosen.batch_size, session.spec.oom_halvings),
+        scorer,
     )

@@ -16,7 +16,7 @@ from services.gpu_agent.trainers.rollouts import Rollout, RolloutPrompt
 from services.gpu_agent.trainers.writing import Written, write_greedily
 
 _MIN_NEW_TOKENS = 16
-BATCH_AT_LEAST = 16
+_BATCH_AT_LEAST = 16
 SHOWN_SAMPLES = 4
 
 
@@ -43,9 +43,9 @@ class AnswerChecker:
         batch_size: int,
         scorer: Scorer | None = None,
     ) -> None:
-        """`scorer`: the rule of `reward_fn_*`; None: answers must match the reference exactly (`matching`)."""
+        """`batch_size`: answers written side by side (`written_together`). `scorer`: the rule of `reward_fn_*`; None: answers must match the reference exactly (`matching`)."""
         self._tokenizer = tokenizer
-        self._batch_size = max(batch_size, BATCH_AT_LEAST)
+        self._batch_size = batch_size
         self._scorer = scorer
         self._prompts = prompts
         self._ids = [
@@ -82,6 +82,13 @@ class AnswerChecker:
             Answer(p, r.completion, _right(plan.measured(v), plan.right_from), r.truncated, sample_of(r, v))
             for p, r, v in zip(self._prompts, rollouts, verdicts, strict=True)
         ]  # fmt: skip
+
+
+def written_together(batch_size: int, oom_halvings: int) -> int:
+    """Return how many answers are written side by side: at least 16; once memory ran out no more than training holds."""
+    if oom_halvings:
+        return max(1, batch_size >> oom_halvings)
+    return max(batch_size, _BATCH_AT_LEAST)
 
 
 def accuracy(answers: Sequence[Answer]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from services.gpu_agent.trainers.rollouts import Rollout, Verdict
 from services.gpu_agent.trainers.session import Session
 from services.gpu_agent.trainers.settings import PpoSettings
 from shared.jobs.reasons import Reason
-from shared.preflight.batch import BatchPlan, arrange
+from shared.preflight.batch import BatchPlan, arrange, ppo_piece
 
 
 def run(context: TrainContext) -> None:
@@ -68,7 +68,7 @@ def run(context: TrainContext) -> None:
             temperature=chosen.temperature,
             top_p=chosen.top_p,
             max_completion=prompts.plan.completion,
-            micro_batch=sessions.micro_batch(spec, chosen.batch_size * chosen.rollout_n),
+            micro_batch=written_at_once(session),
             should_stop=context.should_stop,
         )
         trainer.judge = scorer.score
@@ -132,10 +132,22 @@ def micro_batch(session: Session[PpoSettings]) -> int:
     A minibatch is cut into `gradient_accumulation_steps` pieces, and those are halved as often as memory ran out.
     """
     chosen = session.settings
-    own = chosen.batch_size // ranks.count() * chosen.rollout_n
-    minibatch = -(-own // chosen.ppo_minibatches)
-    piece = -(-minibatch // chosen.gradient_accumulation_steps)
+    piece = ppo_piece(
+        chosen.batch_size,
+        chosen.rollout_n,
+        chosen.gradient_accumulation_steps,
+        minibatches=chosen.ppo_minibatches,
+        world_size=ranks.count(),
+    )
     return sessions.micro_batch(session.spec, piece)
+
+
+def written_at_once(session: Session[PpoSettings]) -> int:
+    """Return the most completions written side by side: all of a step, or what one pass holds once memory ran out."""
+    chosen = session.settings
+    if session.spec.oom_halvings:
+        return micro_batch(session)
+    return chosen.batch_size // ranks.count() * chosen.rollout_n
 
 
 def _reporting(report: RolloutReport, scorer: Scorer) -> Any:

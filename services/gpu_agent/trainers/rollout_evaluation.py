@@ -10,7 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from services.gpu_agent.trainers import ranks, reward_stats
 from services.gpu_agent.trainers.context import TrainContext
-from services.gpu_agent.trainers.evaluation import BATCH_AT_LEAST, SHOWN_SAMPLES
+from services.gpu_agent.trainers.evaluation import SHOWN_SAMPLES, written_together
 from services.gpu_agent.trainers.prompts import evaluation_prompts
 from services.gpu_agent.trainers.rewarding import Scorer
 from services.gpu_agent.trainers.rollout_report import sample_of
@@ -35,7 +35,7 @@ class Examiner:
         self._accuracy = session.settings.eval_generate
         self._prompts = prompts
         self._new_tokens = plan.completion
-        self._batch_size = max(session.settings.batch_size, BATCH_AT_LEAST)
+        self._batch_size = written_together(session.settings.batch_size, session.spec.oom_halvings)
         self._scorer = scorer
         self.dataset = Dataset.from_dict({"prompt": [p.text for p in prompts]})
 

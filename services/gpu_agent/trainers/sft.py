@@ -10,7 +10,7 @@ from services.gpu_agent.trainers import session as sessions
 from services.gpu_agent.trainers import settings
 from services.gpu_agent.trainers.context import TrainContext
 from services.gpu_agent.trainers.encoding import Encoded, ExampleEncoder
-from services.gpu_agent.trainers.evaluation import AnswerChecker, accuracy, show
+from services.gpu_agent.trainers.evaluation import AnswerChecker, accuracy, show, written_together
 from services.gpu_agent.trainers.examples import read_examples
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.reward_spec import rule_plan
@@ -100,7 +100,11 @@ def _checker(session: Session[SftSettings], encoder: ExampleEncoder) -> AnswerCh
     rule = rule_plan(session.spec.config)
     scorer = None if rule is None else Scorer(session.context, rule)
     return AnswerChecker(
-        session.loaded.tokenizer, prompts, chosen.context_length, chosen.batch_size, scorer
+        session.loaded.tokenizer,
+        prompts,
+        chosen.context_length,
+        written_together(chosen.batch_size, session.spec.oom_halvings),
+        scorer,
     )
 
 

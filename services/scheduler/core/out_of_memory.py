@@ -7,15 +7,24 @@ from dataclasses import replace
 from services.scheduler.core.state import Job
 from shared.jobs.lifecycle import Bilingual
 from shared.jobs.reasons import Reason
-from shared.preflight.batch import BatchPlan, arrange
+from shared.preflight.batch import BatchPlan, arrange, ppo_piece
 from shared.runs import MOST_HALVINGS
 from shared.specs import JobSpec
+from shared.specs.ppo import PpoSpec
 
 OUT_OF_MEMORY = frozenset({Reason.CUDA_OOM, Reason.HOST_OOM})
 
 
 def micro_batch(spec: JobSpec) -> int:
-    """Return the rows of one forward pass as the user asked for them; 0 where that cannot be told."""
+    """Return the rows of one forward pass as the user asked for them; 0 where that cannot be told.
+
+    PPO writes all completions of a step side by side and learns from them in pieces; from the first halving on it writes
+    in pieces too. One halving is therefore of use even where a piece is a single completion.
+    """
+    if isinstance(spec, PpoSpec):
+        figures = spec.batch_size, spec.rollout_n, spec.gradient_accumulation_steps
+        piece = ppo_piece(*figures, minibatches=spec.ppo_minibatches, world_size=spec.num_gpus)
+        return max(piece, min(2, spec.batch_size * spec.rollout_n // spec.num_gpus))
     plan = arrange(
         spec.algorithm,
         spec.batch_size,

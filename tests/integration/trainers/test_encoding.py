@@ -129,6 +129,13 @@ def test_long_rows_are_cut_and_counted(tokenizer):
     assert max(len(r["input_ids"]) for r in encoded.dataset) == 60
 
 
+def test_after_memory_ran_out_fewer_answers_are_written_side_by_side():
+    from services.gpu_agent.trainers.evaluation import written_together
+
+    assert [written_together(8, halvings) for halvings in (0, 1, 2, 5)] == [16, 4, 2, 1]
+    assert written_together(32, 0) == 32
+
+
 def test_answers_do_not_depend_on_the_batch_they_are_made_in(tokenizer, tiny):
     from transformers import AutoModelForCausalLM
 

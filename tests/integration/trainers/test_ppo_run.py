@@ -214,6 +214,23 @@ def test_sampling_gives_way_at_the_next_token(ppo: PpoRunner) -> None:
     assert len(tokens) <= 4
 
 
+def test_after_memory_ran_out_less_is_written_and_learned_from_at_once(ppo: PpoRunner) -> None:
+    from types import SimpleNamespace
+
+    from services.gpu_agent.trainers.ppo import micro_batch, written_at_once
+    from services.gpu_agent.trainers.settings import PpoSettings
+
+    chosen = PpoSettings(batch_size=4, rollout_n=4, ppo_minibatches=2)
+    found = []
+    for halvings in range(4):
+        session: Any = SimpleNamespace(settings=chosen, spec=SimpleNamespace(oom_halvings=halvings))
+        found.append((written_at_once(session), micro_batch(session)))
+    assert found == [(16, 8), (4, 4), (2, 2), (1, 1)]
+    halved = ppo("halved", {"max_steps": 1, "ppo_minibatches": 2}, oom_halvings=1)
+    assert halved.result["step"] == 1, halved.result
+    assert len(halved.of("sample")) == 10
+
+
 def test_no_verdict_is_not_zero(ppo: PpoRunner) -> None:
     """Half of the completions have no verdict; counted as zero they would teach something else."""
     config = {"max_steps": 2, "ppo_epochs": 1, "min_valid_reward_rate": 0.0}

@@ -68,6 +68,24 @@ def test_groups_count_completions() -> None:
     assert world.job(1).micro_batch == 2
 
 
+@pytest.mark.parametrize(
+    ("minibatches", "accumulation", "gpus", "rows"),
+    [(1, 1, 1, 16), (4, 1, 1, 4), (4, 2, 1, 2), (3, 1, 1, 6), (2, 1, 2, 4), (16, 1, 1, 2)],
+)
+def test_ppo_counts_a_piece_of_a_minibatch(
+    minibatches: int, accumulation: int, gpus: int, rows: int
+) -> None:
+    world = a_running_job(
+        algorithm="ppo", batch_size=4, rollout_n=4, reward_fn_type="math_verify",
+        ppo_minibatches=minibatches, gradient_accumulation_steps=accumulation, num_gpus=gpus,
+    )  # fmt: skip
+    assert world.job(1).micro_batch == rows
+    if (minibatches, accumulation) == (4, 1):
+        job = world.exited(1, "failed", reason=Reason.CUDA_OOM)
+        assert job.state.message is not None
+        assert "at most 2 rows" in job.state.message.en
+
+
 def test_the_count_is_stored_and_an_older_row_or_entry_does_without() -> None:
     world = a_running_job(batch_size=8)
     job = world.exited(1, "failed", reason=Reason.CUDA_OOM)
