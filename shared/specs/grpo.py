@@ -22,8 +22,20 @@ GroupSize = Annotated[
 ]
 
 
+OnPolicyClip = Annotated[
+    float,
+    Field(gt=0, le=1),
+    hint(
+        "rl",
+        "Bound of the ratio of new to old probability. Each rollout is learned from once, so the ratio is 1 and this has no effect.",
+        "新旧概率之比的上下界。每批采样只学习一次，比值恒为 1，因此该值不起作用。",
+    ),
+]
+
+
 class GrpoSpec(RolloutSpec):
     """A completion is judged against the others of its prompt, so a group has at least two."""
 
     algorithm: Annotated[Literal["grpo"], AlgorithmHint]
     rollout_n: GroupSize = 5
+    clip_ratio: OnPolicyClip = 0.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from shared.specs.base import AlgorithmHint
-from shared.specs.grpo import GroupSize
+from shared.specs.grpo import GroupSize, OnPolicyClip
 from shared.specs.hints import hint
 from shared.specs.rewards import RuleName
 from shared.specs.rollout import RolloutSpec
@@ -16,6 +16,7 @@ class GspoSpec(RolloutSpec):
 
     algorithm: Annotated[Literal["gspo"], AlgorithmHint]
     rollout_n: GroupSize = 5
+    clip_ratio: OnPolicyClip = 0.2
     reward_fn_type: Annotated[
         RuleName | None,
         hint(

@@ -114,3 +114,15 @@ def test_advice_is_given_where_the_product_gives_it(
     for advice in given:
         assert advice.message("en").endswith(".")
         assert advice.message("zh").endswith("。")
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "gspo"])
+@pytest.mark.parametrize(("lang", "word"), [("en", "has no effect"), ("zh", "不起作用")])
+def test_a_bound_that_is_never_met_says_so(algorithm: Algorithm, lang: Lang, word: str) -> None:
+    def hint(of: Algorithm) -> str:
+        return str(
+            next(f["hint"] for f in form_schema(of, lang)["fields"] if f["name"] == "clip_ratio")
+        )
+
+    assert word in hint(algorithm)
+    assert word not in hint("ppo")
