@@ -175,14 +175,15 @@ class SealedCheckpoints:
 def without_tied(model: torch.nn.Module, names: Sequence[str]) -> list[str]:
     """Return those of `names` whose weight has no name beyond them; they may be relative to a part of `model`."""
     missing = tuple(f".{name}" for name in names)
-    there, lost = set(), {}
+    there: set[int] = set()
+    lost: dict[str, int] = {}
     for full, weight in model.named_parameters(remove_duplicate=False):
         known = f".{full}"
         if known.endswith(missing):
             lost |= {name[1:]: id(weight) for name in missing if known.endswith(name)}
         else:
             there.add(id(weight))
-    return [name for name in names if lost.get(name) not in there]
+    return [name for name in names if lost.get(name, -1) not in there]
 
 
 def folder_bytes(folder: Path) -> int:
