@@ -183,6 +183,10 @@ class TrainContext:
         """Record what the run does now."""
         self.events.write({"t": time.time(), "type": "phase", "name": name})
 
+    def alive(self) -> None:
+        """Record that the run waits for someone, with a deadline, and is not stuck: the agent stops what is silent for long."""
+        self.events.write({"t": time.time(), "type": "waiting"})
+
     def checkpoint(self, saved: Checkpoint, *, best: bool, last: bool) -> None:
         """Announce a checkpoint that is complete on disk."""
         self.last_checkpoint = saved.path

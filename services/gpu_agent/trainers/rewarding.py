@@ -41,6 +41,8 @@ LOOK_SECONDS: Final = 0.2
 GRACE_SECONDS: Final = 5.0
 """How long a step still waits for its verdicts once a stop was asked for."""
 TELL_AFTER_SECONDS: Final = 10.0
+TELL_EVERY_SECONDS: Final = 240.0
+"""So often at least: below what the agent takes for a stall."""
 
 
 class Scorer:
@@ -115,7 +117,8 @@ class Scorer:
                 self._context.warning(
                     f"Waits for the reward service for {now - began:.0f} s{why}; it is asked again until it answers."
                 )
-                tell_after *= 3
+                self._context.alive()
+                tell_after += min(2 * tell_after, TELL_EVERY_SECONDS)
             if self._context.should_stop():
                 stopped = stopped or now
                 if now - stopped >= GRACE_SECONDS:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.gpu_agent.core import stall
 from services.gpu_agent.trainers import reward_calls, rewarding
 from services.gpu_agent.trainers.context import EventWriter, StopFlag, TrainContext
 from services.gpu_agent.trainers.failures import TrainingFailure
@@ -89,6 +90,8 @@ def test_a_service_that_comes_back_on_another_port_is_found(
     back.join()
     assert scorer.seconds > 1.4
     assert "Waits for the reward service for 1 s (service_away)" in capfd.readouterr().out
+    assert '"type":"waiting"' in (tmp_path / "events.jsonl").read_text()  # to the agent: no stall
+    assert rewarding.TELL_EVERY_SECONDS < stall.LEAST_SECONDS / 2
     scorer.close()
 
 
