@@ -218,7 +218,7 @@ class TrainContext:
 
     def info(self, message: str) -> None:
         """Write an `[INFO]` line to the log."""
-        write_line("INFO", message)
+        write_line("INFO", self.clean(message))
 
     def warning(self, message: str) -> None:
         """Write a `[WARNING]` line to the log."""

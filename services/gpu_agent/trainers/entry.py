@@ -57,7 +57,7 @@ def run_attempt(attempt_dir: Path, secrets: Mapping[str, str]) -> int:
         flag.install()
         spec = RunSpec.model_validate_json((attempt_dir / SPEC_FILE).read_bytes())
         context = TrainContext(spec, EventWriter(attempt_dir / EVENTS_FILE), flag, hidden, secrets)
-        with _environment(secrets), _process_setup():
+        with _environment(secrets), _process_setup(hidden):
             _train(context)
             ranks.leave()
         result = _ended(context)
@@ -216,10 +216,10 @@ def _environment(secrets: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _process_setup() -> Iterator[None]:
+def _process_setup(hidden: tuple[str, ...]) -> Iterator[None]:
     """Stack dumps on SIGUSR1, library warnings as `[WARNING]` lines on stdout, for as long as the run lasts."""
     faulthandler.register(signal.SIGUSR1, file=1, all_threads=True)
-    handler = _LineHandler()
+    handler = _LineHandler(hidden)
     root = logging.getLogger()
     root.addHandler(handler)
     logging.captureWarnings(True)
@@ -235,7 +235,11 @@ def _process_setup() -> Iterator[None]:
 
 
 class _LineHandler(logging.Handler):
-    """Writes library records in the log's own form."""
+    """Writes library records in the log's own form, without the job's secrets."""
+
+    def __init__(self, hidden: tuple[str, ...]) -> None:
+        super().__init__()
+        self._hidden = hidden
 
     def emit(self, record: logging.LogRecord) -> None:
         level = (
@@ -243,7 +247,7 @@ class _LineHandler(logging.Handler):
             if record.levelno >= logging.ERROR
             else ("WARNING" if record.levelno >= logging.WARNING else "INFO")
         )
-        write_line(level, remove_secrets(" ".join(record.getMessage().split()), ()))
+        write_line(level, remove_secrets(" ".join(record.getMessage().split()), self._hidden))
 
 
 def read_secrets(descriptor: int) -> dict[str, str]:

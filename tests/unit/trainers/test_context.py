@@ -1,6 +1,7 @@
 """What a trainer writes: events, metrics that are not finite, secrets kept out."""
 
 import json
+import logging
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from services.gpu_agent.trainers.context import (
     TrainContext,
     remove_secrets,
 )
+from services.gpu_agent.trainers.entry import _process_setup
 from services.gpu_agent.trainers.settings import (
     PpoSettings,
     PreferenceSettings,
@@ -124,3 +126,9 @@ def test_defaults_are_those_of_the_public_spec(spec: Any, settings: Any):
             assert default in ("all-linear", None)  # what our None and "merge" mean
         else:
             assert getattr(ours, name) == default, name
+
+
+def test_lines_of_libraries_are_without_the_jobs_secrets(capfd):
+    with _process_setup(("plainvalue",)):
+        logging.getLogger("httpx").warning("GET https://x?token=%s of hf_12345678abc", "plainvalue")
+    assert capfd.readouterr().out == "[WARNING] GET https://x?token=*** of ***\n"
