@@ -51,6 +51,9 @@ _LOWER_IS_BETTER: Final = (
 )
 _TRAINING_ONLY: Final = ("learning_rate", "grad_norm", "epoch", "tokens_per_second")
 
+_BY_REWARD: Final = ("ppo", "grpo", "gspo")
+"""Evaluated by answers and their rewards alone: there is no loss, entropy or divergence of held-out prompts."""
+
 
 def metric_goal(name: str) -> Literal["min", "max"]:
     """Return the better direction of a metric; `stop_value` is reached from the other side."""
@@ -61,5 +64,7 @@ def stop_metrics(algorithm: Algorithm) -> list[str]:
     """Return the metrics that `stop_metric` may name for an algorithm, evaluation ones last."""
     trained = list(dict.fromkeys([*METRICS[algorithm], *GENERAL_METRICS]))
     plain = [name for name in trained if not name.startswith("eval_")]
+    if algorithm in _BY_REWARD:
+        return [*plain, "eval_reward", "eval_accuracy"]
     measured = [f"eval_{name}" for name in plain if name not in _TRAINING_ONLY]
     return [*plain, *dict.fromkeys(["eval_loss", "eval_accuracy", *measured])]

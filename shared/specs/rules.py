@@ -189,6 +189,13 @@ def machines(spec: JobSpec, _given: Given) -> Iterator[Clash]:
             "ppo 在多块 GPU 上只支持 distribution 为 ddp；fsdp 会拆分策略与价值头。请改为 ddp，或将 engine 设为 verl。",
             ["ddp"],
         )
+    if isinstance(spec, PpoSpec) and spec.engine == "trl" and spec.batch_size % spec.num_gpus:
+        yield Clash(
+            ("batch_size", "num_gpus"),
+            "not_allowed",
+            f"The {spec.batch_size} prompts of a step (batch_size) cannot be shared by {spec.num_gpus} GPUs. Set batch_size to a multiple of {spec.num_gpus}.",
+            f"每一步的 {spec.batch_size} 个提示（batch_size）无法平均分给 {spec.num_gpus} 块 GPU。请将 batch_size 设为 {spec.num_gpus} 的倍数。",
+        )
     if spec.engine == "verl" and spec.algorithm not in ("ppo", "grpo"):
         yield Clash(
             ("engine", "algorithm"),

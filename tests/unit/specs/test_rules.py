@@ -52,6 +52,13 @@ def component(**fields: Any) -> dict[str, Any]:
         ("sft", {"num_nodes": 2}, "distribution", "needs"),
         ("sft", {"engine": "verl"}, "engine", "not_allowed"),
         ("ppo", {"distribution": "fsdp", "num_gpus": 2}, "distribution", "not_allowed"),
+        ("ppo", {"batch_size": 3, "num_gpus": 2}, "batch_size", "not_allowed"),
+        (
+            "grpo",
+            {"stop_metric": "eval_loss", "stop_value": 1.0, "eval_data_path": "e"},
+            "stop_metric",
+            "not_allowed",
+        ),
         ("sft", {"model_path": "stage:first"}, "model_path", "needs"),
         (
             "reward_model",
