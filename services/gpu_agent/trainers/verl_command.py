@@ -133,13 +133,19 @@ def _mini(chosen: RolloutSettings) -> int:
 
 
 def _batch(spec: RunSpec, chosen: RolloutSettings) -> BatchPlan:
-    found = arrange(
-        "grpo" if chosen.rollout_n > 1 else "ppo",
-        _mini(chosen),
-        chosen.gradient_accumulation_steps,
-        rollout_n=chosen.rollout_n,
-        world_size=_world(spec),
-    )
+    def cut(most: int | None) -> BatchPlan | Finding:
+        return arrange(
+            "grpo" if chosen.rollout_n > 1 else "ppo",
+            _mini(chosen),
+            chosen.gradient_accumulation_steps,
+            rollout_n=chosen.rollout_n,
+            world_size=_world(spec),
+            max_micro=most,
+        )
+
+    found = cut(None)
+    if isinstance(found, BatchPlan) and spec.oom_halvings:
+        found = cut(max(1, found.per_device >> spec.oom_halvings))
     if isinstance(found, Finding):
         raise _invalid(found.message_en, found.message_zh)
     return found
@@ -297,6 +303,11 @@ def _notes(chosen: RolloutSettings) -> Iterator[tuple[str, str]]:
         yield (
             "verl's critic is a model of its own with its own optimizer; vf_coef has no effect.",
             "verl 的 critic 是独立模型并有独立优化器；vf_coef 不起作用。",
+        )
+    if not chosen.optim.startswith("adamw_torch"):
+        yield (
+            f"verl trains with AdamW; optim {chosen.optim} has no effect.",
+            f"verl 使用 AdamW；optim {chosen.optim} 不起作用。",
         )
     if chosen.early_stopping_patience is not None:
         yield (

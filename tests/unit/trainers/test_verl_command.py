@@ -175,6 +175,18 @@ def test_ppo_with_lora_resumed_and_evaluated() -> None:
     assert "vf_coef has no effect" in done.notes[-1][0]
 
 
+def test_after_memory_ran_out_a_pass_holds_less_and_a_step_as_much() -> None:
+    config = {"batch_size": 4, "rollout_n": 4, "optim": "sgd"}
+    actor = "actor_rollout_ref.actor"
+    for halvings, micro in ((0, "16"), (1, "8"), (3, "2"), (9, "1")):
+        done = plan(spec("grpo", config, oom_halvings=halvings), files())
+        got = values(done.overrides)
+        assert got[f"{actor}.ppo_micro_batch_size_per_gpu"] == micro
+        assert got["actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"] == micro
+        assert got[f"{actor}.ppo_mini_batch_size"] == "4"
+        assert any("optim sgd has no effect" in en for en, _ in done.notes)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "config", "word"),
     [
