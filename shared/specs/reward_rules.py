@@ -18,6 +18,8 @@ from shared.specs.sft import SftSpec
 
 _API: Final = ("reward_model_api_base", "reward_model_api_key", "reward_model_api_model")
 _RULE: Final = tuple(f for f in RuleParameters.model_fields if f != "reward_fn_type")
+LARGEST_GROUP: Final = 16
+"""So many completions of one prompt can compete (reward service, `self_play`)."""
 _SOURCES: Final = "reward_fn_type, reward_provider, reward_model_type, rewards"
 
 
@@ -145,7 +147,15 @@ def _groups(spec: RolloutJob) -> Iterator[Clash]:
             "out_of_range",
             f"rollout_n is {spec.rollout_n}, but self_play lets the completions of a prompt compete. Set rollout_n to 2 or more.",
             f"rollout_n 为 {spec.rollout_n}，而 self_play 需要同一提示的多个回答竞争。请将 rollout_n 设为 2 或更大。",
-            "2 <= x",
+            f"2 <= x <= {LARGEST_GROUP}",
+        )
+    if "self_play" in kinds and spec.rollout_n > LARGEST_GROUP:
+        yield Clash(
+            ("rollout_n", "reward_fn_type"),
+            "out_of_range",
+            f"rollout_n is {spec.rollout_n}, but at most {LARGEST_GROUP} completions of a prompt can compete in self_play. Set rollout_n to {LARGEST_GROUP} or less, or another reward.",
+            f"rollout_n 为 {spec.rollout_n}，而 self_play 中同一提示最多 {LARGEST_GROUP} 个回答竞争。请将 rollout_n 设为不超过 {LARGEST_GROUP}，或更换奖励。",
+            f"2 <= x <= {LARGEST_GROUP}",
         )
 
 

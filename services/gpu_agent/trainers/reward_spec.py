@@ -13,12 +13,11 @@ from services.gpu_agent.trainers.rollouts import Verdict
 from shared.jobs.reasons import Reason
 from shared.rewards.rule_specs import MathVerify
 from shared.rewards.specs import REWARD, Judge, Reward, SelfPlay, parts
+from shared.specs.reward_rules import LARGEST_GROUP
 from shared.specs.rewards import DASHSCOPE
 
 PRIVATE: Final = "job"
 """Provider that the job brings itself (`reward_model_type: api`)."""
-LARGEST_GROUP: Final = 16
-"""So many completions of one prompt can compete (reward service, `self_play`)."""
 _RIGHT_FROM: Final = 0.5
 
 

@@ -73,6 +73,7 @@ def component(**fields: Any) -> dict[str, Any]:
         ("ppo", {"ppo_minibatches": 11}, "ppo_minibatches", "out_of_range"),
         ("ppo", {"rollout_n": 1, "reward_fn_type": "self_play"}, "rollout_n", "out_of_range"),
         ("grpo", {"rollout_n": 1}, "rollout_n", "out_of_range"),
+        ("gspo", {"rollout_n": 17}, "rollout_n", "out_of_range"),
         ("grpo", {"reward_provider": "qwen"}, "reward_fn_type", "conflict"),
         (
             "grpo",
