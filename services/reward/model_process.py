@@ -104,11 +104,14 @@ def _load(folder: str, options: dict[str, Any]) -> Any:
     from peft import PeftModel
     from safetensors import safe_open
 
-    base = json.loads((Path(folder) / ADAPTER_CONFIG).read_bytes())["base_model_name_or_path"]
+    config = json.loads((Path(folder) / ADAPTER_CONFIG).read_bytes())
+    base, revision = config["base_model_name_or_path"], config.get("revision") or "main"
     with safe_open(f"{folder}/adapter_model.safetensors", "pt") as weights:
         heads = [k for k in weights.keys() if k.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
         labels = weights.get_slice(heads[0]).get_shape()[0] if heads else 1
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, **options)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=labels, revision=revision, **options
+    )
     return PeftModel.from_pretrained(model, folder)
 
 

@@ -160,7 +160,7 @@ def run(context: TrainContext, **objective: Any) -> None:
     """Train as the spec says; `objective` are the arguments of `GRPOConfig` in which the algorithms differ."""
     session = sessions.begin(context, settings.parse(context.spec.config, RolloutSettings))
     chosen, spec = session.settings, session.spec
-    plan = reward_plan(spec.config, spec.model_paths, chosen.rollout_n)
+    plan = reward_plan(spec.config, loading.reward_models(spec.model_paths), chosen.rollout_n)
     context.phase("tokenizing")
     logging.getLogger("trl.trainer.grpo_trainer").addFilter(_FILTER)
     asked = prompts.training_prompts(session)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -37,6 +40,7 @@ Head = Literal["language", "score"]
 SCORE = "score"
 """Name of the layer that gives the one number, in models for sequence classification."""
 _TASKS: dict[Head, str] = {"language": "CAUSAL_LM", "score": "SEQ_CLS"}
+_MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _BARE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -90,6 +94,8 @@ def load(
     path = spec.model_path
     folder = _local_folder(path)
     lora = _lora_config(settings, head) if settings.lora_enabled else None
+    if lora is not None and folder is None:
+        lora.revision = split_revision(path)[1]
     if folder is None or not (folder / ADAPTER_CONFIG).is_file():
         _require_model_folder(folder)
         return Loaded(
@@ -121,6 +127,37 @@ def reference(path: str, numbers: Numerics) -> Any:
         return _merged(_base_of(folder), folder, numbers)
     _require_model_folder(folder)
     return _causal_lm(path, numbers)
+
+
+def reward_models(paths: Mapping[str, str]) -> dict[str, str]:
+    """Return model paths by their parameter, reward models of the Hub fetched: the reward service reads folders only."""
+    return {
+        place: _fetched(path)
+        if place.endswith("reward_model_path") and _local_folder(path) is None
+        else path
+        for place, path in paths.items()
+    }
+
+
+def _fetched(hub_id: str) -> str:
+    name, revision = split_revision(hub_id)
+    with ranks.first_goes_ahead():
+        return str(
+            snapshot_download(
+                name,
+                revision=revision,
+                token=os.environ.get("HF_TOKEN"),
+                allow_patterns=list(_MODEL_FILES),
+            )
+        )
+
+
+def split_revision(path: str) -> tuple[str, str | None]:
+    """Return a hub id without its revision, and that: `org/name@v1` names one. A folder has none."""
+    if Path(path).is_dir():
+        return path, None
+    name, _, revision = path.partition("@")
+    return name, revision or None
 
 
 def _lora_config(settings: Settings, head: Head) -> LoraConfig:
@@ -166,7 +203,8 @@ def _require_model_folder(folder: Path | None) -> None:
 
 def _base_of(folder: Path) -> str:
     try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_bytes())["base_model_name_or_path"]
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+        base, revision = config["base_model_name_or_path"], config.get("revision")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingFailure(
             Reason.MODEL_INVALID,
@@ -179,6 +217,8 @@ def _base_of(folder: Path) -> str:
             f"The LoRA checkpoint {folder} was made on the base model {base!r}, which is not on this host.",
             f"LoRA 检查点 {folder} 基于模型 {base!r}，该主机上没有这个模型。",
         )
+    if revision and not Path(base).is_dir():
+        return f"{base}@{revision}"
     return str(base)
 
 
@@ -194,8 +234,13 @@ def _base(path: str, numbers: Numerics, head: Head) -> Any:
     """Load a full model. A language model has no score yet: that layer alone may begin at random."""
     auto: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
     options = {} if head == "language" else {"num_labels": 1}
+    name, revision = split_revision(path)
     model, info = auto.from_pretrained(
-        path, dtype=numbers.weights, output_loading_info=True, **options
+        name,
+        revision=revision or "main",
+        dtype=numbers.weights,
+        output_loading_info=True,
+        **options,
     )
     new = () if head == "language" else (f"{SCORE}.weight",)
     missing = sorted(key for key in info["missing_keys"] if key not in new)
@@ -211,7 +256,8 @@ def _base(path: str, numbers: Numerics, head: Head) -> Any:
 
 def _tokenizer(path: str, fallback: str | None) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(path)
+        name, revision = split_revision(path)
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError) as error:
         if fallback is not None:
             return _tokenizer(fallback, None)

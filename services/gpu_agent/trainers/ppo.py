@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model
 from transformers import TrainingArguments
 
-from services.gpu_agent.trainers import ranks, settings
+from services.gpu_agent.trainers import loading, ranks, settings
 from services.gpu_agent.trainers import session as sessions
 from services.gpu_agent.trainers.context import StopAsked, TrainContext
 from services.gpu_agent.trainers.failures import TrainingFailure
@@ -34,7 +34,7 @@ def run(context: TrainContext) -> None:
     session = sessions.begin(context, settings.parse(context.spec.config, PpoSettings))
     spec, chosen = session.spec, session.settings
     arranged(session)
-    plan = reward_plan(spec.config, spec.model_paths, chosen.rollout_n)
+    plan = reward_plan(spec.config, loading.reward_models(spec.model_paths), chosen.rollout_n)
     context.phase("tokenizing")
     prompts = training_prompts(session)
     scorer = Scorer(context, plan)

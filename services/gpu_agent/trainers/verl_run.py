@@ -20,7 +20,7 @@ from typing import Final
 from services.gpu_agent import checkpoint_store, verl_home
 from services.gpu_agent.core.exits import last_error_line
 from services.gpu_agent.core.verl_log import VerlStep, parse_line
-from services.gpu_agent.trainers import verl_judge, verl_rows
+from services.gpu_agent.trainers import loading, verl_judge, verl_rows
 from services.gpu_agent.trainers.context import TrainContext, write_line
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.judging import NONFINITE_STEPS, Best, StepTimes, reached
@@ -63,7 +63,7 @@ def run(context: TrainContext) -> None:
         context.info(f"Removed what a cut-short save left: {name}")
     saves = spec.checkpoint_dir / f"{checkpoint_store.LEFTOVER_PREFIX}verl"
     saves.mkdir(parents=True)
-    scorer = Scorer(context, reward_plan(spec.config, spec.model_paths))
+    scorer = Scorer(context, reward_plan(spec.config, loading.reward_models(spec.model_paths)))
     limit = chosen.time_limit_minutes
     deadline = math.inf if limit is None else started + limit * 60
     with closing(scorer), verl_judge.serving(scorer) as judge:
