@@ -8,6 +8,7 @@ from services.gpu_agent import verl_home
 from services.gpu_agent.hooks.context import HookContext, Refusal
 from services.gpu_agent.processes import holder_of
 from shared.jobs.reasons import Reason
+from shared.preflight.batch import BatchPlan, arrange
 from shared.preflight.memory import RunShape, check_memory, estimate_memory
 
 _NEEDED = ("torch", "transformers", "trl", "peft", "datasets")
@@ -69,9 +70,18 @@ def _memory(context: HookContext) -> Refusal | None:
     config, report = context.config, context.model
     if report is None:
         return None
+    algorithm, batch_size = str(config.get("algorithm", "sft")), int(config.get("batch_size") or 1)
+    plan = arrange(
+        algorithm,
+        batch_size,
+        int(config.get("gradient_accumulation_steps") or 1),
+        rollout_n=int(config.get("rollout_n") or 1),
+        world_size=max(1, len(context.entry.gpus)),
+    )
+    rows = plan.per_device if isinstance(plan, BatchPlan) else batch_size
     shape = RunShape(
-        algorithm=str(config.get("algorithm", "sft")),
-        batch=int(config.get("batch_size") or 1),
+        algorithm=algorithm,
+        batch=max(1, rows >> context.entry.oom_halvings),
         context_length=int(config.get("context_length") or 512),
         lora_rank=int(config.get("lora_rank") or 8) if config.get("lora_enabled") else None,
         optim=str(config.get("optim") or "adamw_torch"),

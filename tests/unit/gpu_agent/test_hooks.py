@@ -244,6 +244,28 @@ def test_check_that_breaks_is_a_refusal_with_words(make: Make) -> None:
     assert "boom" in refusal.message_en
 
 
+@pytest.mark.parametrize(
+    ("config", "halvings", "sequences"),
+    [
+        ({"algorithm": "sft", "batch_size": 4}, 0, 4),
+        ({"algorithm": "sft", "batch_size": 4}, 1, 2),
+        ({"algorithm": "grpo", "batch_size": 2, "rollout_n": 6}, 0, 12),
+        ({"algorithm": "grpo", "batch_size": 2, "rollout_n": 6, "gradient_accumulation_steps": 3}, 1, 2),
+    ],
+)  # fmt: skip
+def test_memory_is_estimated_for_what_one_pass_holds(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict, halvings: int, sequences: int
+) -> None:  # fmt: skip
+    batches = []
+    monkeypatch.setattr(
+        environment, "estimate_memory", lambda _, shape: batches.append(shape.batch)
+    )
+    context = make(config=config, oom_halvings=halvings)
+    context.model = model.check_model(small_model(tmp_path / "model"))
+    assert environment._memory(context) is None
+    assert batches == [sequences]
+
+
 def test_every_other_model_is_resolved_by_its_place(make: Make, tmp_path: Path) -> None:
     for name in ("model", "ref", "judge"):
         small_model(tmp_path / name)
