@@ -32,6 +32,7 @@ def rewards(spec: JobSpec, given: Given) -> Iterator[Clash]:
         single = spec.model_copy(update={"reward_fn_type": None}) if replaced else spec
         yield from _details(single, given, "")
         yield from _groups(spec)
+        yield from _one_judge(spec)
         for place, component in enumerate(spec.rewards or ()):
             yield from _component(component, place)
     elif isinstance(spec, (SftSpec, DpoSpec)):
@@ -137,6 +138,26 @@ def _component(component: RewardComponent, place: int) -> Iterator[Clash]:
         )
     yield from _one_source(component, named, prefix)
     yield from _details(component, frozenset(component.model_fields_set), prefix)
+
+
+def _one_judge(spec: RolloutJob) -> Iterator[Clash]:
+    """A job brings one judge of its own: one address, one key; its components may ask several models of it."""
+    own = [(n, c) for n, c in enumerate(spec.rewards or ()) if c.reward_model_type == "api"]
+    keys = [None if (k := c.reward_model_api_key) is None else k.get_secret_value() for _, c in own]
+    first_key = next((k for k in keys if k is not None), None)
+    for (place, component), key in zip(own[1:], keys[1:], strict=True):
+        for field, differs in (
+            ("reward_model_api_base", component.reward_model_api_base != own[0][1].reward_model_api_base),
+            ("reward_model_api_key", key not in (None, first_key)),
+        ):  # fmt: skip
+            if differs:
+                name = f"rewards.{place}.{field}"
+                yield Clash(
+                    (name,),
+                    "conflict",
+                    f"{name} differs from that of another component, and a job brings one judge of its own. Configure the other as a provider and name it by reward_provider.",
+                    f"{name} 与另一分量不同，而每个任务只能自带一个评判服务。请将另一个配置为服务商并用 reward_provider 引用。",
+                )
 
 
 def _groups(spec: RolloutJob) -> Iterator[Clash]:

@@ -48,6 +48,8 @@ class PrivateJudge:
 
     api_base: str
     secret: str
+    others: tuple[str, ...] = ()
+    """Names of the same key in other components; only one of them need have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,9 @@ def _private(sources: Sequence[tuple[Mapping[str, Any], str]]) -> PrivateJudge |
             "Configure the other as a provider and name it by reward_provider.",
             "rewards 中有两个分量的 reward_model_api_base 不同；每个任务只能自带一个评判服务。请将另一个配置为服务商并用 reward_provider 引用。",
         )
-    return found[0] if found else None
+    if not found:
+        return None
+    return replace(found[0], others=tuple(judge.secret for judge in found[1:]))
 
 
 def _checked(document: Mapping[str, Any], place: str) -> Reward:

@@ -133,7 +133,8 @@ class Scorer:
     async def _announce(self) -> str | None:
         private, job = self.plan.private, self._context.spec.job
         assert private is not None
-        key = self._context.named_secrets.get(private.secret)
+        named = self._context.named_secrets
+        key = next((named[n] for n in (private.secret, *private.others) if n in named), None)
         return await reward_calls.put_provider(
             self._client, self._central, job, private.api_base, key
         )

@@ -83,6 +83,23 @@ def component(**fields: Any) -> dict[str, Any]:
         ),
         ("grpo", {"rewards": [component()]}, "reward_fn_type", "conflict"),
         (
+            "gspo",
+            {"rewards": [{"name": n, **API, "reward_model_api_key": n} for n in ("a", "b")]},
+            "rewards.1.reward_model_api_key",
+            "conflict",
+        ),
+        (
+            "gspo",
+            {
+                "rewards": [
+                    {"name": "a", **API},
+                    {"name": "b", **API, "reward_model_api_base": "https://judge.example/v1"},
+                ]
+            },
+            "rewards.1.reward_model_api_base",
+            "conflict",
+        ),
+        (
             "grpo",
             {"reward_fn_type": None, "reward_model_type": "model"},
             "reward_model_path",

@@ -85,6 +85,10 @@ def test_the_jobs_own_judge_brings_its_address_and_the_name_of_its_key():
     assert found.private.secret == "rewards.style.reward_model_api_key"
     assert found.max_cost == 2.0
     assert [p.central for p in found.parts] == [True, False]
+    both = [{"name": name, "reward_model_type": "api"} for name in ("style", "tone")]
+    found = plan({"rewards": both})
+    assert found.private is not None
+    assert found.private.others == ("rewards.tone.reward_model_api_key",)
 
 
 @pytest.mark.parametrize(
