@@ -1,4 +1,4 @@
-"""`trainyard demo`: one real job from an empty machine to a checkpoint that loads."""
+"""`trainyard demo`: from an empty machine to a model that has learned, by examples and then by reward."""
 
 from __future__ import annotations
 
@@ -21,30 +21,50 @@ from trainyard.client import Client
 from trainyard.models import Job
 
 READY_SECONDS = 90.0
-ARITHMETIC: dict[str, Any] = {
-    "name": "demo: two-digit addition",
-    "description": "A 0.8 M parameter model learns to add, measured on held-out sums.",
-    "algorithm": "sft",
-    "train_data_path": "datasets/arithmetic_sft.jsonl",
+TASK: dict[str, Any] = {
     "eval_data_path": "datasets/arithmetic_eval.jsonl",
     "num_gpus": 1,
-    "num_epochs": 40,
-    "max_steps": 900,
     "gradient_checkpointing": False,
-    "batch_size": 64,
     "context_length": 64,
-    "learning_rate": 2e-3,
     "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 50,
     "adam_beta2": 0.98,
     "weight_decay": 0.0,
-    "eval_steps": 50,
-    "save_steps": 300,
     "eval_generate": True,
     "eval_samples": 200,
-    "logging_steps": 5,
     "stop_metric": "eval_accuracy",
-    "stop_value": 0.8,
+    "reward_fn_type": "math_verify",
+}
+"""What both stages of the arithmetic demo share."""
+LEARN: dict[str, Any] = TASK | {
+    "name": "demo 1/2: SFT learns the form",
+    "description": "A 0.8 M parameter model learns two-digit addition from examples, to about 30 %.",
+    "algorithm": "sft",
+    "train_data_path": "datasets/arithmetic_sft.jsonl",
+    "num_epochs": 40,
+    "max_steps": 900,
+    "batch_size": 64,
+    "learning_rate": 2e-3,
+    "warmup_steps": 50,
+    "eval_steps": 25,
+    "save_steps": 300,
+    "logging_steps": 5,
+    "stop_value": 0.25,
+}
+REINFORCE: dict[str, Any] = TASK | {
+    "name": "demo 2/2: GRPO finds the answers",
+    "description": "The same model goes on by trying, rewarded for right answers only, to above 80 %.",
+    "algorithm": "grpo",
+    "train_data_path": "datasets/arithmetic_grpo.jsonl",
+    "max_steps": 100,
+    "batch_size": 32,
+    "rollout_n": 8,
+    "max_completion_length": 12,
+    "learning_rate": 3e-4,
+    "warmup_steps": 5,
+    "kl_coef": 0.0,
+    "eval_steps": 10,
+    "save_steps": 50,
+    "stop_value": 0.82,
 }
 SMOLLM2: dict[str, Any] = {
     "name": "demo: SmolLM2-135M on sales dialogues",
@@ -68,18 +88,29 @@ def demo(
     model: str = typer.Option("arithmetic", envvar="MODEL", help="arithmetic or smollm2."),
     keep: bool = typer.Option(False, envvar="KEEP", help="Keep serving afterwards."),
 ) -> None:
-    """Start the stack, train a small model, watch it, print its checkpoint."""
+    """Start the stack, train a small model in two stages, watch it, print its checkpoints."""
     if model not in {"arithmetic", "smollm2"}:
         raise fail(f"MODEL={model!r}: choose arithmetic or smollm2.")
     settings = Settings()
     folder = settings.home / "models" / model
     with user_errors(), _stack(settings, keep=keep) as client:
         _make_model(model, folder)
-        body = (ARITHMETIC if model == "arithmetic" else SMOLLM2) | {"model_path": str(folder)}
-        job = client.jobs.submit(body)
-        out.print(f"Submitted {job.uuid}; the same as: POST {client.url}/api/v1/jobs/")
-        ended = follow(client, job.uuid)
-        _report(client, ended)
+        if model == "smollm2":
+            _run(client, SMOLLM2 | {"model_path": str(folder)})
+            return
+        learned = client.jobs.submit(LEARN | {"model_path": str(folder)})
+        chained = REINFORCE | {"model_path": f"job:{learned.uuid}", "depends_on": [learned.uuid]}
+        reinforced = client.jobs.submit(chained)
+        out.print(f"Submitted {learned.uuid} and, behind it, {reinforced.uuid}")
+        for job in (learned, reinforced):
+            out.print(job.name, style="bold", markup=False)
+            _report(client, follow(client, job.uuid))
+
+
+def _run(client: Client, body: dict[str, Any]) -> None:
+    job = client.jobs.submit(body)
+    out.print(f"Submitted {job.uuid}; the same as: POST {client.url}/api/v1/jobs/")
+    _report(client, follow(client, job.uuid))
 
 
 @contextmanager

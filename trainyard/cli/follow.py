@@ -13,7 +13,7 @@ from trainyard.client import Client
 from trainyard.models import Frame, Job
 
 SHOWN = (
-    "loss", "eval_loss", "eval_accuracy", "reward", "reward_margin", "accuracy", "kl_divergence",
+    "loss", "eval_loss", "eval_reward", "eval_accuracy", "reward", "reward_accuracy", "reward_margin", "accuracy", "kl_divergence",
     "tokens_per_second",
 )  # fmt: skip
 LEVELS = {"DEBUG": 0, "INFO": 1, "WARNING": 2, "ERROR": 3}
