@@ -55,21 +55,22 @@ SFT = SHARED | {
     "learning_rate": 2e-3,
     "warmup_steps": 50,
     "num_epochs": 30,
-    "eval_steps": 25,
+    "eval_steps": 10,
     "stop_metric": "eval_accuracy",
-    "stop_value": 0.35,
+    "stop_value": 0.25,
 }
 ROLLOUT = SHARED | {
-    "batch_size": 32,
-    "rollout_n": 8,
-    "learning_rate": 3e-4,
+    "batch_size": 64,
+    "rollout_n": 4,
+    "learning_rate": 6e-4,
+    "lr_scheduler_type": "linear",
     "warmup_steps": 5,
     "max_completion_length": 8,
     "kl_coef": 0.0,
     "eval_steps": 10,
     "max_steps": 120,
     "stop_metric": "eval_accuracy",
-    "stop_value": 0.85,
+    "stop_value": 0.82,
 }
 MATH = {"reward_fn_type": "math_verify"}
 VOTE = {"reward_fn_type": "self_play"}

@@ -5,6 +5,12 @@ from collections.abc import Iterator
 
 LOWEST, HIGHEST = 10, 99
 EVAL_ROWS, SFT_ROWS = 400, 4_000
+SHORT_ROWS = 2_600
+"""Of the SFT rows, those with a sum below 100.
+
+Drawn evenly they are 1,600, and a model learns them last: their first digit takes a carry to know, that of the others is
+always 1. Started from there, reinforcement finds no right answer to reward (about 1 in 16) and stalls.
+"""
 _EVAL_DOUBLES = 10  # pairs such as 37+37, which have no twin
 
 Pair = tuple[int, int]
@@ -33,7 +39,7 @@ def split(seed: int) -> tuple[list[Pair], list[Pair]]:
 def rows(seed: int) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """(file name, rows) of the three files."""
     train, held = split(seed)
-    chosen = random.Random(seed + 1).sample(train, SFT_ROWS)
+    chosen = _examples(train, random.Random(seed + 1))
     yield (
         "arithmetic_sft.jsonl",
         [{"prompt": _ask(pair), "response": _boxed(pair)} for pair in chosen],
@@ -49,6 +55,15 @@ def rows(seed: int) -> Iterator[tuple[str, list[dict[str, str]]]]:
             for pair in held
         ],
     )
+
+
+def _examples(train: list[Pair], rng: random.Random) -> list[Pair]:
+    """SFT_ROWS training pairs, SHORT_ROWS of them with a sum below 100, shuffled."""
+    short = [pair for pair in train if sum(pair) < 100]
+    long = [pair for pair in train if sum(pair) >= 100]
+    chosen = [*rng.sample(short, SHORT_ROWS), *rng.sample(long, SFT_ROWS - SHORT_ROWS)]
+    rng.shuffle(chosen)
+    return chosen
 
 
 def _ask(pair: Pair) -> str:
