@@ -68,7 +68,7 @@ ROLLOUT = SHARED | {
     "max_completion_length": 8,
     "kl_coef": 0.0,
     "eval_steps": 10,
-    "max_steps": 120,
+    "max_steps": 160,
     "stop_metric": "eval_accuracy",
     "stop_value": 0.82,
 }
@@ -110,7 +110,7 @@ RUNS: Sequence[Run] = (
         "ppo",
         "ppo",
         # its baseline is the value head, not the other completions of a prompt: as many completions of more prompts
-        MATH | {"batch_size": 256, "rollout_n": 1, "ppo_minibatches": 2, "ppo_epochs": 1, "kl_coef": 0.01,
+        MATH | {"batch_size": 256, "rollout_n": 1, "learning_rate": 4e-4, "ppo_minibatches": 2, "ppo_epochs": 1, "kl_coef": 0.01,
                 "vf_coef": 0.5, "gae_lambda": 1.0},
     ),
     Run("steady", "grpo", JUDGE, {}),

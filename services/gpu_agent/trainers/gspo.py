@@ -3,6 +3,10 @@
 The importance ratio is one a sequence, normalised by its length (GSPO, arXiv 2507.18071, equations 5-7); with
 `loss_type` grpo each sequence counts alike, as there. What candidates compete by is the reward: `self_play` by majority
 (TTRL, arXiv 2504.16084) or in duels.
+
+Advantages are scaled by the spread of the whole step, not of each group (arXiv 2508.08221, section 4.1). Within a group that
+is all wrong the vote alone tells candidates apart; scaled to one it would weigh as much there as right answers do
+elsewhere, and the policy would come to agree with itself on wrong ones.
 """
 
 from __future__ import annotations
@@ -18,4 +22,6 @@ def run(context: TrainContext) -> None:
     several updates a rollout; here each rollout is learned from once, so that the ratio is 1 and no bound is met: a
     job's resolved parameters do not tell a given 0.2 from the default one, and nothing hangs on it.
     """
-    group_trainer.run(context, importance_sampling_level="sequence", loss_type="grpo")
+    group_trainer.run(
+        context, importance_sampling_level="sequence", loss_type="grpo", scale_rewards="batch"
+    )
