@@ -38,7 +38,7 @@ check: $(STAMP)  ## ruff, mypy, import contracts
 
 test: $(STAMP)  ## check, then the whole suite
 	$(MAKE) check
-	timeout --foreground -s INT -k 60 3000 $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 2 -m "not nightly and not gpu" $(PYTEST_ARGS)
+	timeout --foreground -s INT -k 60 3000 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 -m "not nightly and not gpu" $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## ratios against baselines measured in the same run
 	$(BIN)/python benchmarks/run.py

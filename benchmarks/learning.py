@@ -101,8 +101,9 @@ RUNS: Sequence[Run] = (
         {
             "rewards": [
                 {"name": "math", "weight": 1.0, "required": True, **MATH},
-                {"name": "vote", "weight": 0.2, **VOTE},
-            ]
+                {"name": "vote", "weight": 0.05, **VOTE},
+            ],
+            "learning_rate": 8e-4,
         },
     ),
     Run("self_play", "gspo", VOTE | {"max_steps": 50}),

@@ -82,7 +82,7 @@ def test_a_folder_without_a_model(runner, tmp_path):
         ({"stop_metric": "loss"}, {}, "stop_value"),
         ({"engine": "verl"}, {}, "engine"),
         ({"lora_enabled": True, "lora_target_modules": ["nothing_like_it"]}, {}, "nothing_like_it"),
-        ({}, {"algorithm": "dpo"}, "dpo"),
+        ({}, {"algorithm": "kto"}, "kto"),
     ],
 )
 def test_parameters_that_cannot_work(runner, config, fields, word):
