@@ -47,10 +47,10 @@ def make_model(folder: Path) -> Path:
 
 
 @contextmanager
-def running(**env: str) -> Iterator[tuple[Stack, Client]]:
+def running(*, rewards: bool = False, **env: str) -> Iterator[tuple[Stack, Client]]:
     """Start a stack of its own with one host online, and stop it; its home is `stack.home`."""
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as name:
-        stack = Stack(Path(name), **env)
+        stack = Stack(Path(name), rewards=rewards, **env)
         client = stack.start()
         try:
             until(lambda: any(h.online for h in client.hosts.list()), 30, "a host is online", stack)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402
+    algorithms,
     charts,
     first_step,
     fleet,
@@ -39,6 +40,7 @@ Measure = Callable[[bool], list[Row]]
 GROUPS: dict[str, Measure] = {
     "steps": steps.measure,
     "first_step": first_step.measure,
+    "algorithms": algorithms.measure,
     "live_frame": live_frame.measure,
     "watchers": watchers.measure,
     "ingest": ingest.measure,
