@@ -103,7 +103,7 @@ RUNS: Sequence[Run] = (
                 {"name": "math", "weight": 1.0, "required": True, **MATH},
                 {"name": "vote", "weight": 0.05, **VOTE},
             ],
-            "learning_rate": 8e-4,
+            "learning_rate": 4e-4,
         },
     ),
     Run("self_play", "gspo", VOTE | {"max_steps": 50}),
