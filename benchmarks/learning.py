@@ -91,6 +91,8 @@ class Run:
     algorithm: str
     config: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, float] | None = None
+    after: str | None = None
+    """The run whose last checkpoint it goes on from; None: SFT's."""
 
 
 RUNS: Sequence[Run] = (
@@ -106,13 +108,19 @@ RUNS: Sequence[Run] = (
             "learning_rate": 4e-4,
         },
     ),
-    Run("self_play", "gspo", VOTE | {"max_steps": 50}),
     Run(
         "ppo",
         "ppo",
         # its baseline is the value head, not the other completions of a prompt: as many completions of more prompts
         MATH | {"batch_size": 256, "rollout_n": 1, "learning_rate": 4e-4, "ppo_minibatches": 2, "ppo_epochs": 1, "kl_coef": 0.01,
                 "vf_coef": 0.5, "gae_lambda": 1.0},
+    ),
+    # no answers are known to it: it can only sharpen what the policy knows, so it begins where most votes are right
+    Run(
+        "self_play",
+        "gspo",
+        VOTE | {"batch_size": 32, "rollout_n": 8, "learning_rate": 1e-4, "max_steps": 60, "stop_value": 1.0},
+        after="ppo",
     ),
     Run("steady", "grpo", JUDGE, {}),
     Run("flaky", "grpo", JUDGE, {"filter": 0.3}),
@@ -198,6 +206,16 @@ def start(bench: Bench, seed: int) -> dict[str, Any]:
     return found
 
 
+def before_of(bench: Bench, run: Run, seed: int, sft: dict[str, Any]) -> dict[str, Any]:
+    """Return the run to go on from, with its checkpoint. Raises FileNotFoundError where it was not run in this folder."""
+    if run.after is None:
+        return sft
+    return {
+        "checkpoint": (bench.work / f"{run.after}-{seed}.checkpoint").read_text(),
+        "curve": json.loads((bench.work / f"{run.after}-{seed}.curve").read_text()),
+    }
+
+
 def go_on(bench: Bench, run: Run, seed: int, before: dict[str, Any]) -> dict[str, Any]:
     """Run one algorithm from SFT's checkpoint, with a judge of its own where it has one."""
     config = ROLLOUT | run.config | {"seed": seed}
@@ -214,6 +232,8 @@ def go_on(bench: Bench, run: Run, seed: int, before: dict[str, Any]) -> dict[str
         told = bench.attempt(
             f"{run.name}-{seed}", run.algorithm, before["checkpoint"], config, **fields
         )
+    (bench.work / f"{run.name}-{seed}.checkpoint").write_text(told["checkpoint"] or "")
+    (bench.work / f"{run.name}-{seed}.curve").write_text(json.dumps(told["curve"]))
     accuracies = [a for _, _, a in told["curve"]]
     reached = next((s for _, s, a in told["curve"] if a >= GOAL), None)
     own = None if reached is None else round(reached * told["core_share"], 1)
@@ -261,7 +281,7 @@ def main() -> int:
             store(options.results, row | {k: v for k, v in before.items() if k != "checkpoint"})
             for run in RUNS:
                 if run.name in wanted:
-                    row = go_on(bench, run, seed, before)
+                    row = go_on(bench, run, seed, before_of(bench, run, seed, before))
                     store(options.results, row)
     for row in json.loads(options.results.read_text())["runs"]:
         print(line(row), flush=True)

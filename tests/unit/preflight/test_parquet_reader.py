@@ -1,5 +1,6 @@
 """The process that reads Parquet files: what it may hold, how it ends, and that nothing ends with it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,11 +38,12 @@ def large(tmp_path: Path) -> Path:
 
 def readers(pid: int | None = None) -> list[psutil.Process]:
     """The reading processes below a process."""
-    return [
-        child
-        for child in psutil.Process(pid).children()
-        if any("parquet_worker" in word for word in child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # another test's child, gone or a zombie
+            if any("parquet_worker" in word for word in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def wait_gone(process: psutil.Process) -> None:
