@@ -55,7 +55,7 @@ REINFORCE: dict[str, Any] = TASK | {
     "description": "The same model goes on by trying, rewarded for right answers only, to above 80 %.",
     "algorithm": "grpo",
     "train_data_path": "datasets/arithmetic_grpo.jsonl",
-    "max_steps": 120,
+    "max_steps": 160,
     "batch_size": 64,
     "rollout_n": 4,
     "max_completion_length": 8,
@@ -63,7 +63,7 @@ REINFORCE: dict[str, Any] = TASK | {
     "warmup_steps": 5,
     "kl_coef": 0.0,
     "eval_steps": 10,
-    "save_steps": 60,
+    "save_steps": 80,
     "stop_value": 0.82,
 }
 SMOLLM2: dict[str, Any] = {
