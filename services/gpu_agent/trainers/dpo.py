@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 from services.gpu_agent.trainers import loading, settings, watched_pairs
 from services.gpu_agent.trainers import session as sessions
 from services.gpu_agent.trainers.context import TrainContext
-from services.gpu_agent.trainers.evaluation import AnswerChecker, accuracy, show, written_together
+from services.gpu_agent.trainers.evaluation import AnswerChecker, add_answers, written_together
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.pairs import PairEncoder, load_pairs, read_pairs
 from services.gpu_agent.trainers.reward_spec import rule_plan
@@ -49,11 +49,7 @@ class WatchedDpoTrainer(WatchedPairsTrainer, DPOTrainer):  # type: ignore[misc]
             return output
         gathered = self._metrics["eval"]
         gathered["pair_accuracy"] = gathered.pop("rewards/accuracies")
-        model = self.accelerator.unwrap_model(self.model)
-        with self.compute_loss_context_manager():
-            answers = self.checker.answers(model, self.context.give_way)
-        output.metrics.update(accuracy(answers))
-        show(self.context, self.state.global_step, answers)
+        add_answers(self, self.checker, output)
         return output
 
 

@@ -223,11 +223,16 @@ def _common_prefix(first: list[int], second: list[int]) -> int:
     )
 
 
+def no_rows(name: str) -> TrainingFailure:
+    """Return the failure for a dataset that is empty."""
+    return TrainingFailure(
+        Reason.DATASET_INVALID, f"The {name} dataset holds no rows.", f"{name} 数据集没有数据。"
+    )
+
+
 def _nothing_left(name: str, rows: int, context_length: int) -> TrainingFailure:
     if rows == 0:
-        return TrainingFailure(
-            Reason.DATASET_INVALID, f"The {name} dataset holds no rows.", f"{name} 数据集没有数据。"
-        )
+        return no_rows(name)
     return TrainingFailure(
         Reason.DATASET_INVALID,
         f"No row of the {name} dataset has an answer within context_length {context_length}: raise context_length, or shorten the prompts.",

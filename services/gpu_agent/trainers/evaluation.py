@@ -103,6 +103,18 @@ def show(context: TrainContext, step: int, answers: Sequence[Answer]) -> None:
         context.sample(step, answer.sample)
 
 
+def add_answers(trainer: Any, checker: AnswerChecker, output: Any) -> None:
+    """Let the trainer's model answer, add `eval_accuracy` to the `output` of its evaluation, and show some of the answers.
+
+    Raises StopAsked between two batches where a stop was asked for.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with trainer.compute_loss_context_manager():
+        answers = checker.answers(model, trainer.context.give_way)
+    output.metrics.update(accuracy(answers))
+    show(trainer.context, trainer.state.global_step, answers)
+
+
 def _compared(prompt: Prompt, written: Written) -> Answer:
     correct = matches(written.text, prompt.reference)
     score = float(correct)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from services.gpu_agent.trainers.context import TrainContext
-from services.gpu_agent.trainers.encoding import IGNORED, ExampleEncoder
+from services.gpu_agent.trainers.encoding import IGNORED, ExampleEncoder, no_rows
 from services.gpu_agent.trainers.examples import Example, checked_rows
 from services.gpu_agent.trainers.failures import TrainingFailure
 from shared.jobs.reasons import Reason
@@ -129,9 +129,7 @@ def _prompt_length(labels: list[int]) -> int:
 
 def _nothing_left(name: str, rows: int, context_length: int) -> TrainingFailure:
     if rows == 0:
-        return TrainingFailure(
-            Reason.DATASET_INVALID, f"The {name} dataset holds no rows.", f"{name} 数据集没有数据。"
-        )
+        return no_rows(name)
     return TrainingFailure(
         Reason.DATASET_INVALID,
         f"No pair of the {name} dataset differs within context_length {context_length}: raise context_length, or shorten the prompts.",

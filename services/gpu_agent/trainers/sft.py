@@ -10,7 +10,7 @@ from services.gpu_agent.trainers import session as sessions
 from services.gpu_agent.trainers import settings
 from services.gpu_agent.trainers.context import TrainContext
 from services.gpu_agent.trainers.encoding import Encoded, ExampleEncoder
-from services.gpu_agent.trainers.evaluation import AnswerChecker, accuracy, show, written_together
+from services.gpu_agent.trainers.evaluation import AnswerChecker, add_answers, written_together
 from services.gpu_agent.trainers.examples import read_examples
 from services.gpu_agent.trainers.failures import TrainingFailure
 from services.gpu_agent.trainers.reward_spec import rule_plan
@@ -34,11 +34,7 @@ class WatchedSftTrainer(WatchedTrainer, SFTTrainer):  # type: ignore[misc]
         """Add `eval_accuracy` to what the evaluation found, and show some of the answers."""
         output = super().evaluation_loop(*args, **kwargs)
         if self.checker is not None:
-            model = self.accelerator.unwrap_model(self.model)
-            with self.compute_loss_context_manager():
-                answers = self.checker.answers(model, self.context.give_way)
-            output.metrics.update(accuracy(answers))
-            show(self.context, self.state.global_step, answers)
+            add_answers(self, self.checker, output)
         return output
 
 
