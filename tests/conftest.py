@@ -17,28 +17,38 @@ from typing import Protocol
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from shared.bus import Bus, ensure_streams
 from shared.bus.credentials import Role, add_host_key, bus_config, create_host_key
 from shared.bus.embedded import EmbeddedBroker, reload_permissions
 from shared.settings import Settings
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
+"""A deadline for what takes a quiet machine less than a second."""
 PATIENCE = 4.0
 """What a quiet machine does in a second may take a loaded one so many."""
 TEST_STORE_MIB = 256
 
 
+# how long an example takes is the neighbours' affair
+settings.register_profile("trainyard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("trainyard")
+
 NIGHTLY_SECONDS = 3600
 LONG = {"faults": 0, "e2e": 1, "hostile": 2, "trainers": 3}
 """Folders whose files take longest, in the order in which they begin."""
+LONG_SECONDS = 1800
+"""What takes minutes here takes a machine that is busy with other things many."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow proofs their hour, and begin with the long files: one that begins last is waited for alone."""
+    """Give slow proofs their time, and begin with the long files: one that begins last is waited for alone."""
     for item in items:
         if item.get_closest_marker("nightly"):
             item.add_marker(pytest.mark.timeout(NIGHTLY_SECONDS))
+        elif item.path.parent.name in LONG:
+            item.add_marker(pytest.mark.timeout(LONG_SECONDS))
     items.sort(key=lambda item: LONG.get(item.path.parent.name, 9))
 
 

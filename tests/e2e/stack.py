@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 
-from trainyard import Client
+from tests.conftest import PATIENCE
+from trainyard import Client, Job
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +72,7 @@ class Stack:
             self._client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=seconds)
+        return self.process.wait(timeout=seconds * PATIENCE)
 
     def pid_of(self, module: str) -> int:
         """Return the pid of the service that `up` runs as `-m module` (or the broker)."""
@@ -88,8 +89,27 @@ class Stack:
         until(lambda: _pid_or_none(self, module) not in (None, pid), 20, f"{module} is back", self)
         return pid
 
+    def ended(self, job: str, seconds: float = 120.0) -> Job:
+        """Wait until a job has ended and all that it told is stored, and return it.
+
+        Its status and its steps come by streams of their own; the live view closes behind the last of them.
+        """
+        self.client.jobs.wait(job, seconds * PATIENCE)
+        for _ in self.client.jobs.live(job):
+            pass
+        return self.client.jobs.get(job)
+
+    @property
+    def jobs_dir(self) -> Path:
+        return self.home / "agents" / "local" / "jobs"
+
     def attempt_dir(self, job: str, attempt: int) -> Path:
-        return self.home / "agents" / "local" / "jobs" / job / "attempts" / str(attempt)
+        return self.jobs_dir / job / "attempts" / str(attempt)
+
+    def steps_made(self, job: str, attempt: int) -> int:
+        """Return how many steps the trainer has written down, sent or not."""
+        events = self.attempt_dir(job, attempt) / "events.jsonl"
+        return events.read_bytes().count(b'"type":"metric"') if events.exists() else 0
 
     def trainer_pid(self, job: str, attempt: int) -> int:
         pid: int = json.loads((self.attempt_dir(job, attempt) / "pid.json").read_text())["trainer"][
@@ -106,8 +126,8 @@ def _pid_or_none(stack: Stack, module: str) -> int | None:
 
 
 def until(check: Callable[[], Any], seconds: float, what: str, stack: Stack | None = None) -> Any:
-    """Poll `check` until it is true and return its value; fail with `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
+    """Poll `check` until it is true and return its value; fail with `what` after `seconds`, more on a busy machine."""
+    deadline = time.monotonic() + seconds * PATIENCE
     while time.monotonic() < deadline:
         value = check()
         if value:

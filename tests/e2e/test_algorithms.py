@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,7 @@ def ended(stack: Stack, tiny_model: Path) -> dict[str, Job]:
         if algorithm == "ppo":
             body["reward_model_path"] = f"job:{made['reward_model'].uuid}"
         made[algorithm] = client.jobs.submit(body)
-    deadline = time.monotonic() + 240
-    return {
-        name: client.jobs.wait(job.uuid, max(1.0, deadline - time.monotonic()))
-        for name, job in made.items()
-    }
+    return {name: stack.ended(job.uuid, 60) for name, job in made.items()}
 
 
 @pytest.mark.parametrize("algorithm", ["sft", *CHAIN])
@@ -85,7 +80,7 @@ def test_completions_can_be_read_with_what_they_were_worth(
     items, after = [], None
     while True:
         asked = {"sort": "-reward", "limit": 5} | ({} if after is None else {"after": after})
-        page = httpx2.get(base, params=asked).json()
+        page = httpx2.get(base, params=asked, timeout=60).json()
         items += page["items"]
         after = page["next"]
         if after is None:

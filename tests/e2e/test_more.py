@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.e2e.pacer import Pacer
 from tests.e2e.stack import Stack, until
-from tests.e2e.test_spine import body as sales_body
-from tests.e2e.test_spine import losses, steps_reached
+from tests.e2e.test_spine import STEPS, losses, short_steps, steps_reached
 
 pytestmark = pytest.mark.e2e
 START_SECONDS = 120
@@ -20,28 +19,24 @@ START_SECONDS = 120
 TRAINYARD = [sys.executable, "-P", "-m", "trainyard.cli.main"]
 
 
-def body(model: Path, **changes: Any) -> dict[str, Any]:
-    """Short rows, so that a step takes milliseconds."""
-    return sales_body(model, context_length=64, **changes)
-
-
 def test_drained_host_gives_its_job_back_and_takes_it_again(stack: Stack, tiny_model: Path) -> None:
     client = stack.client
-    job = client.jobs.submit(body(tiny_model, max_steps=100, num_epochs=10, save_steps=50)).uuid
-    until(lambda: steps_reached(stack, job) >= 5, START_SECONDS, "training runs", stack)
-    (host,) = client.hosts.list()
-    client.hosts.drain(host.id, stop_jobs=True)
-    until(lambda: client.jobs.get(job).status == "PENDING", 30, "the job waits", stack)
+    with Pacer([stack.jobs_dir]):
+        job = client.jobs.submit(short_steps(tiny_model, max_steps=STEPS, save_steps=50)).uuid
+        until(lambda: steps_reached(stack, job) >= 5, START_SECONDS, "training runs", stack)
+        (host,) = client.hosts.list()
+        client.hosts.drain(host.id, stop_jobs=True)
+        until(lambda: client.jobs.get(job).status == "PENDING", 30, "the job waits", stack)
     waiting = f"host {host.label} is drained"
     until(lambda: waiting in (client.jobs.get(job).waiting_for or ""), 10, "it says why", stack)
     progress = client.jobs.get(job).progress
     assert progress is not None
     assert progress.eta_seconds is None
     client.hosts.undrain(host.id)
-    ended = client.jobs.wait(job, START_SECONDS)
+    ended = stack.ended(job, START_SECONDS)
     # The agent that still believes in the drain does not waste an attempt by refusing.
     assert (ended.status, ended.attempt) == ("COMPLETED", 2), ended.message
-    assert sorted(losses(stack, job)) == list(range(1, 101))
+    assert sorted(losses(stack, job)) == list(range(1, STEPS + 1))
 
 
 def test_a_second_host_joins_by_code_and_runs_what_is_pinned_to_it(
@@ -52,26 +47,31 @@ def test_a_second_host_joins_by_code_and_runs_what_is_pinned_to_it(
     env["TRAINYARD_CHECKPOINT_DIR"] = str(tmp_path / "checkpoints")
     code = client.hosts.join_code()["code"]
     join = [*TRAINYARD, "agent", "join", client.url, code, "--label", "box2"]
-    subprocess.run(join, env=env, check=True, timeout=60)
-    again = subprocess.run(join, env=env, capture_output=True, timeout=60, check=False)
+    subprocess.run(join, env=env, check=True, timeout=START_SECONDS)
+    again = subprocess.run(join, env=env, capture_output=True, timeout=START_SECONDS, check=False)
     assert again.returncode != 0
     with (tmp_path / "agent.log").open("ab") as log:
         agent = subprocess.Popen([*TRAINYARD, "agent"], env=env, stdout=log, stderr=log)
     try:
-        job = client.jobs.submit(body(tiny_model, max_steps=4, host="box2"))
-        ended = client.jobs.wait(job.uuid, START_SECONDS)
+        job = client.jobs.submit(short_steps(tiny_model, max_steps=4, host="box2"))
+        ended = stack.ended(job.uuid, START_SECONDS)
         assert (ended.status, ended.host) == ("COMPLETED", "box2"), ended.message
         assert ended.checkpoint_dir == str(tmp_path / "checkpoints" / job.uuid)
     finally:
         agent.terminate()
-        assert agent.wait(30) == 0
+        assert agent.wait(START_SECONDS) == 0
 
 
 def test_a_stack_open_to_others_without_a_token_refuses_at_once(tmp_path: Path) -> None:
     open_to_all = Stack(tmp_path, TRAINYARD_API_HOST="0.0.0.0").env
     open_to_all.pop("TRAINYARD_API_TOKEN", None)
     found = subprocess.run(
-        [*TRAINYARD, "up"], env=open_to_all, capture_output=True, text=True, timeout=40, check=False
+        [*TRAINYARD, "up"],
+        env=open_to_all,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
     )
     assert found.returncode != 0
     assert "TRAINYARD_API_TOKEN" in found.stderr + found.stdout

@@ -14,10 +14,16 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.pacer import Pacer
 from tests.e2e.stack import Stack, until
+from tests.hostile.leaks import in_files
 from trainyard import ApiError, Job
 
 pytestmark = pytest.mark.e2e
+ENDLESS = 100_000
+"""Steps of a job that a test ends: no machine is done with it before."""
+STEPS = 200
+"""Steps of a job that is paced while something happens to it, and then comes to its end."""
 
 
 def body(model: Path, **changes: Any) -> dict[str, Any]:
@@ -34,9 +40,14 @@ def body(model: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def short_steps(model: Path, **changes: Any) -> dict[str, Any]:
+    """Short rows, so that a step takes milliseconds."""
+    return body(model, context_length=64, num_epochs=10, **changes)
+
+
 def run_to_end(stack: Stack, request: dict[str, Any], seconds: float = 120) -> Job:
     job = stack.client.jobs.submit(request)
-    return stack.client.jobs.wait(job.uuid, seconds)
+    return stack.ended(job.uuid, seconds)
 
 
 def losses(stack: Stack, job: str) -> dict[int, float]:
@@ -82,34 +93,37 @@ def test_the_guides_body_trains_to_a_checkpoint_that_loads_in_plain_python(
 def test_an_agent_killed_in_mid_training_finds_its_trainer_again(
     stack: Stack, tiny_model: Path
 ) -> None:
-    job = stack.client.jobs.submit(body(tiny_model, max_steps=100, num_epochs=5, save_steps=50))
-    until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
-    trainer = stack.trainer_pid(job.uuid, 1)
-    stack.kill("services.gpu_agent")
-    assert psutil.Process(trainer).is_running()
-    until(lambda: steps_reached(stack, job.uuid) >= 40, 90, "metrics flow again", stack)
+    with Pacer([stack.jobs_dir]):
+        job = stack.client.jobs.submit(short_steps(tiny_model, max_steps=STEPS, save_steps=50))
+        until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
+        trainer = stack.trainer_pid(job.uuid, 1)
+        stack.kill("services.gpu_agent")
+        assert psutil.Process(trainer).is_running()
+        made = stack.steps_made(job.uuid, 1)
+        until(lambda: steps_reached(stack, job.uuid) > made, 90, "metrics flow again", stack)
     assert stack.trainer_pid(job.uuid, 1) == trainer
-    ended = stack.client.jobs.wait(job.uuid, 120)
+    ended = stack.ended(job.uuid)
     assert (ended.status, ended.attempt) == ("COMPLETED", 1), ended.message
     data = stack.client.jobs.metrics(job.uuid, ["loss"], points=10_000)
-    assert data.x == list(range(1, 101)), "a step is missing or doubled"
+    assert data.x == list(range(1, STEPS + 1)), "a step is missing or doubled"
 
 
 def test_a_killed_trainer_goes_on_from_its_newest_checkpoint_with_the_same_losses(
     stack: Stack, tiny_model: Path
 ) -> None:
-    request = body(tiny_model, max_steps=60, save_steps=10, max_retries=1)
+    request = short_steps(tiny_model, max_steps=100, save_steps=10, max_retries=1)
     calm = run_to_end(stack, request)
     assert calm.status == "COMPLETED", calm.message
-    job = stack.client.jobs.submit(request)
-    until(
-        lambda: any(c.step >= 20 for c in stack.client.jobs.checkpoints(job.uuid)),
-        60,
-        "checkpoint 20 is there",
-        stack,
-    )
-    os.kill(stack.trainer_pid(job.uuid, 1), signal.SIGKILL)
-    ended = stack.client.jobs.wait(job.uuid, 120)
+    with Pacer([stack.jobs_dir]):
+        job = stack.client.jobs.submit(request)
+        until(
+            lambda: any(c.step >= 20 for c in stack.client.jobs.checkpoints(job.uuid)),
+            60,
+            "checkpoint 20 is there",
+            stack,
+        )
+        os.kill(stack.trainer_pid(job.uuid, 1), signal.SIGKILL)
+    ended = stack.ended(job.uuid)
     assert (ended.status, ended.attempt) == ("COMPLETED", 2), ended.message
     undisturbed, resumed = losses(stack, calm.uuid), losses(stack, job.uuid)
     assert undisturbed.keys() == resumed.keys()
@@ -118,27 +132,29 @@ def test_a_killed_trainer_goes_on_from_its_newest_checkpoint_with_the_same_losse
 
 
 def test_killed_broker_and_api_are_never_noticed_by_the_job(stack: Stack, tiny_model: Path) -> None:
-    job = stack.client.jobs.submit(body(tiny_model, max_steps=100, num_epochs=5, save_steps=50))
-    until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
-    trainer = stack.trainer_pid(job.uuid, 1)
-    stack.kill("nats-server")
-    stack.kill("services.api")
-    until(stack.client.is_ready, 30, "the api is ready again", stack)
-    stack.kill("services.scheduler")
-    ended = stack.client.jobs.wait(job.uuid, 120)
+    with Pacer([stack.jobs_dir]):
+        job = stack.client.jobs.submit(short_steps(tiny_model, max_steps=STEPS, save_steps=50))
+        until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
+        trainer = stack.trainer_pid(job.uuid, 1)
+        stack.kill("nats-server")
+        stack.kill("services.api")
+        until(stack.client.is_ready, 30, "the api is ready again", stack)
+        stack.kill("services.scheduler")
+        assert psutil.Process(trainer).is_running()
+    ended = stack.ended(job.uuid)
     assert (ended.status, ended.attempt) == ("COMPLETED", 1), ended.message
     assert stack.trainer_pid(job.uuid, 1) == trainer
-    assert sorted(losses(stack, job.uuid)) == list(range(1, 101))
+    assert sorted(losses(stack, job.uuid)) == list(range(1, STEPS + 1))
 
 
 def test_cancel_frees_the_host_and_leaves_no_process(stack: Stack, tiny_model: Path) -> None:
     job = stack.client.jobs.submit(
-        body(tiny_model, max_steps=5000, num_epochs=100, save_steps=1000)
+        body(tiny_model, max_steps=ENDLESS, num_epochs=1000, save_steps=ENDLESS)
     )
     until(lambda: steps_reached(stack, job.uuid) >= 2, 60, "training runs", stack)
     trainer = stack.trainer_pid(job.uuid, 1)
     stack.client.jobs.cancel(job.uuid)
-    ended = stack.client.jobs.wait(job.uuid, 60)
+    ended = stack.ended(job.uuid, 60)
     assert ended.status == "CANCELLED"
     assert not psutil.pid_exists(trainer)
     with pytest.raises(ApiError) as refusal:
@@ -147,14 +163,15 @@ def test_cancel_frees_the_host_and_leaves_no_process(stack: Stack, tiny_model: P
 
 
 def test_pause_and_resume_lose_no_step(stack: Stack, tiny_model: Path) -> None:
-    job = stack.client.jobs.submit(body(tiny_model, max_steps=80, num_epochs=5, save_steps=100))
-    until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
-    stack.client.jobs.pause(job.uuid)
-    until(lambda: stack.client.jobs.get(job.uuid).status == "PAUSED", 60, "it is paused", stack)
+    with Pacer([stack.jobs_dir]):
+        job = stack.client.jobs.submit(short_steps(tiny_model, max_steps=STEPS, save_steps=500))
+        until(lambda: steps_reached(stack, job.uuid) >= 5, 60, "training runs", stack)
+        stack.client.jobs.pause(job.uuid)
+        until(lambda: stack.client.jobs.get(job.uuid).status == "PAUSED", 60, "it is paused", stack)
     stack.client.jobs.resume(job.uuid)
-    ended = stack.client.jobs.wait(job.uuid, 120)
+    ended = stack.ended(job.uuid)
     assert (ended.status, ended.attempt) == ("COMPLETED", 2), ended.message
-    assert sorted(losses(stack, job.uuid)) == list(range(1, 81))
+    assert sorted(losses(stack, job.uuid)) == list(range(1, STEPS + 1))
 
 
 def test_a_job_takes_the_checkpoint_of_the_job_it_waits_for(stack: Stack, tiny_model: Path) -> None:
@@ -169,7 +186,7 @@ def test_a_job_takes_the_checkpoint_of_the_job_it_waits_for(stack: Stack, tiny_m
         )
     )
     assert stack.client.jobs.get(second.uuid).depends_on == [first.uuid]
-    ended = stack.client.jobs.wait(second.uuid, 120)
+    ended = stack.ended(second.uuid)
     assert ended.status == "COMPLETED", ended.message
     kept = stack.client.jobs.checkpoints(second.uuid)
     assert {c.kind for c in kept} == {"lora"}
@@ -180,11 +197,11 @@ def test_a_job_takes_the_checkpoint_of_the_job_it_waits_for(stack: Stack, tiny_m
 def test_a_job_behind_a_failed_one_is_cancelled_with_the_reason(
     stack: Stack, tiny_model: Path
 ) -> None:
-    first = stack.client.jobs.submit(body(tiny_model, max_steps=2000, num_epochs=50))
+    first = stack.client.jobs.submit(body(tiny_model, max_steps=ENDLESS, num_epochs=1000))
     second = stack.client.jobs.submit(body(tiny_model, max_steps=3, depends_on=[first.uuid]))
     until(lambda: stack.client.jobs.get(second.uuid).waiting_for, 20, "it says why it waits", stack)
     stack.client.jobs.cancel(first.uuid)
-    ended = stack.client.jobs.wait(second.uuid, 60)
+    ended = stack.ended(second.uuid)
     assert (ended.status, ended.reason) == ("CANCELLED", "dependency_failed")
 
 
@@ -238,12 +255,7 @@ def test_a_secret_reaches_the_trainer_and_nothing_else(stack: Stack, tiny_model:
     job = run_to_end(stack, body(tiny_model, max_steps=2, secrets={"HF_TOKEN": canary}))
     assert job.status == "COMPLETED", job.message
     assert canary not in job.model_dump_json()
-    hits = [
-        path
-        for path in stack.home.rglob("*")
-        if path.is_file() and canary.encode() in path.read_bytes()
-    ]
-    assert hits == []
+    assert list(in_files(stack.home, [canary])) == []
 
 
 def test_deleting_leaves_no_files_and_no_history(stack: Stack, tiny_model: Path) -> None:
@@ -262,17 +274,21 @@ def test_the_stack_leaves_and_the_next_one_adopts_what_runs(
 ) -> None:
     first = Stack(tmp_path)
     client = first.start()
-    job = client.jobs.submit(body(tiny_model, max_steps=120, num_epochs=5, save_steps=50))
-    until(lambda: steps_reached(first, job.uuid) >= 5, 60, "training runs", first)
-    trainer = first.trainer_pid(job.uuid, 1)
-    assert first.stop() == 0
-    assert psutil.Process(trainer).is_running()
     second = Stack(tmp_path)
     try:
-        client = second.start()
-        ended = client.jobs.wait(job.uuid, 120)
+        with Pacer([first.jobs_dir]):
+            job = client.jobs.submit(short_steps(tiny_model, max_steps=STEPS, save_steps=50))
+            until(lambda: steps_reached(first, job.uuid) >= 5, 60, "training runs", first)
+            trainer = first.trainer_pid(job.uuid, 1)
+            assert first.stop() == 0
+            assert psutil.Process(trainer).is_running()
+            client = second.start()
+            assert psutil.Process(trainer).is_running()
+        ended = second.ended(job.uuid)
         assert (ended.status, ended.attempt) == ("COMPLETED", 1), ended.message
         assert second.trainer_pid(job.uuid, 1) == trainer
-        assert sorted(losses(second, job.uuid)) == list(range(1, 121))
+        assert sorted(losses(second, job.uuid)) == list(range(1, STEPS + 1))
     finally:
-        second.stop()
+        for one in (first, second):
+            if one.process is not None:
+                one.stop()

@@ -130,6 +130,8 @@ class Observation:
     unpublished: int = 0
     """Rows of the two outboxes that the broker does not have."""
     dead_letters: int = 0
+    starved: float = 0.0
+    """Seconds that processes were late for want of CPU."""
 
 
 def check(seen: Observation) -> list[Violation]:
@@ -139,7 +141,7 @@ def check(seen: Observation) -> list[Violation]:
         found += _check_ending(job) + _check_events(job) + _check_closings(job)
         found += _check_attempts(job)
         found += _check_checkpoints(job) + _check_stillness(job)
-    found += [v for overlap in seen.overlaps for v in _check_overlap(overlap)]
+    found += [v for overlap in seen.overlaps for v in _check_overlap(overlap, seen.starved)]
     found += [Violation("checkpoint listed too early", "rest", t) for t in seen.never_complete]
     found += [Violation("orphan process", "host", text) for text in seen.orphans]
     found += [Violation("lock held", "host", text) for text in seen.held_locks]
@@ -150,8 +152,9 @@ def check(seen: Observation) -> list[Violation]:
     return found
 
 
-def _check_overlap(overlap: Overlap) -> list[Violation]:
-    limit = WATCHDOG_SECONDS + LOOK_SECONDS if overlap.across else 0.0
+def _check_overlap(overlap: Overlap, starved: float) -> list[Violation]:
+    """A shim that was starved looks late, and what it stops ends late."""
+    limit = WATCHDOG_SECONDS + LOOK_SECONDS + 2 * starved if overlap.across else 0.0
     if overlap.across and overlap.seconds <= limit:
         return []
     text = f"{overlap.attempts} for {overlap.seconds:.2f} s"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from services.gpu_agent import checkpoint_store
+from tests.e2e.pacer import Pacer
 from tests.e2e.stack import until
 from tests.faults.scene import NO_ENV, Env, Scene
 from tests.faults.volumes import Volume, small_volume
@@ -42,6 +43,8 @@ class Rig:
     scene: Scene
     model: Path
     volumes: dict[str, Volume]
+    pacer: Pacer
+    """Keeps a job that trains from coming to its end before `completes` is asked."""
 
     @property
     def client(self) -> Any:
@@ -69,6 +72,11 @@ class Rig:
         until(lambda: len(self.checkpoints(job)) >= 2, 60, f"two checkpoints of {job}")
         return job
 
+    def completes(self, job: str, what: str) -> None:
+        """Let a job come to its end and wait for that."""
+        self.pacer.free.add(job)
+        until(lambda: self.job(job).status == "COMPLETED", 60, what)
+
 
 class Filled(contextlib.AbstractContextManager["Filled"]):
     """Keeps a volume full from a thread, whatever is freed on it meanwhile."""
@@ -85,7 +93,7 @@ class Filled(contextlib.AbstractContextManager["Filled"]):
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(60)
         self.volume.release()
 
     def _run(self) -> None:
@@ -140,7 +148,9 @@ def readiness(rig: Rig) -> tuple[int, str]:
 def doctor(rig: Rig) -> tuple[int, dict[str, dict[str, str]]]:
     env = rig.scene.stack.env | {"TRAINYARD_URL": rig.client.url}
     command = [sys.executable, "-P", "-m", "trainyard.cli.main", "doctor", "--output", "json"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
     return done.returncode, {f["check"]: f for f in json.loads(done.stdout)}
 
 
@@ -174,5 +184,5 @@ def stack_on_small_volumes(
         volumes = {"home": stack.enter_context(small_volume(home, 200))}
         for name in names:
             volumes[name] = stack.enter_context(small_volume(home / FOLDERS[name], MIB_EACH))
-        with Scene(home, model, 1, env=env) as scene:
-            yield Rig(scene, model, volumes)
+        with Scene(home, model, 1, env=env) as scene, Pacer([scene.stack.jobs_dir]) as pacer:
+            yield Rig(scene, model, volumes, pacer)

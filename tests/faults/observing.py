@@ -63,7 +63,7 @@ class Sight:
 def observe(sight: Sight) -> Observation:
     """Wait until spools and outboxes have come to rest, then look at everything; every listed checkpoint is loaded."""
     stack, workload = sight.stack, sight.workload
-    _rest(sight, 60)
+    _rest(sight, 240)
     sight.watcher.sample()
     uuids = [row[0] for row in _rows(stack.home / "api" / "main.db", "SELECT uuid FROM job")]
     jobs = [_job(sight, u) for u in uuids if u in workload.bodies]
@@ -74,10 +74,11 @@ def observe(sight: Sight) -> Observation:
         overlaps=sight.watcher.overlaps,
         never_complete=tuple(sight.never_complete),
         orphans=tuple(
-            text for home, root in sight.roots for text in strays(home, root, 20, sight.beside)
+            text for home, root in sight.roots for text in strays(home, root, 60, sight.beside)
         ),
         held_locks=tuple(text for home in sight.homes for text in held_locks(home)),
         unpublished=unpublished(stack.home),
+        starved=sight.watcher.starved,
         dead_letters=_count(
             stack.home / "api" / "telemetry.db", "SELECT count(*) FROM dead_letter"
         ),
@@ -230,7 +231,7 @@ def _with_loads(jobs: list[JobSeen]) -> list[JobSeen]:
     paths = [c.path for j in jobs for c in j.checkpoints if c.problem is None]
     done = subprocess.run(
         [sys.executable, "-P", "-c", _LOADS],
-        input="\n".join(paths), cwd=ROOT, capture_output=True, text=True, timeout=240, check=True,
+        input="\n".join(paths), cwd=ROOT, capture_output=True, text=True, timeout=900, check=True,
     )  # fmt: skip
     *told, last = done.stdout.splitlines()
     if last != "done":
@@ -248,7 +249,7 @@ def _loaded(checkpoint: CheckpointSeen, bad: Mapping[str, str]) -> CheckpointSee
 
 
 def _rows(path: Path, query: str, *values: Any) -> list[Row]:
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as db:
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=120)) as db:
         return list(db.execute(query, values))
 
 

@@ -43,7 +43,7 @@ def frozen_hosts(
     seed: int,
     *,
     rounds: int,
-    steps: int = 120,
+    steps: int = 400,
     settle: float = 240.0,
     env: Env = NO_ENV,
 ) -> Report:

@@ -141,7 +141,7 @@ def _kill_all_while_requests_wait(scene: Scene) -> None:
     until(lambda: unsent_requests(stack.home) == 0, 30, "the requests are in the broker", stack)
     services = [p for n in SERVICES if (p := service(stack, n)) is not None]
     stack.process.kill()
-    stack.process.wait(10)
+    stack.process.wait(60)
     for one in services:
         one.send(signal.SIGKILL)
         until(lambda one=one: not one.is_alive(), 10, "a service is dead")  # type: ignore[misc]

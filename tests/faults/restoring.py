@@ -15,20 +15,25 @@ from pathlib import Path
 
 import psutil
 
+from tests.e2e.pacer import Pacer
 from tests.e2e.stack import ROOT, Stack, until
-from tests.faults.checker import Observation, check
+from tests.faults.checker import ENDLESS, Observation, check
 from tests.faults.observing import observe
 from tests.faults.proof import Report, Scene
 from tests.faults.workload import insist, tiny_job
 
 DATABASES = ("scheduler.db", "api/main.db", "api/telemetry.db")
-LONG = {"max_steps": 360, "num_epochs": 200, "save_steps": 60, "logging_steps": 1}
+LONG = {"max_steps": 1000, "num_epochs": 200, "save_steps": 100, "logging_steps": 1}
+SLOW = {"steady", "paused", "ends after", "late and running"}
+"""Jobs that are to be at work at some moment: they make a step now and then until they may end."""
+SETTLE_SECONDS = 400.0
 
 
 @dataclass
 class Story:
     """The jobs by the part they play, and what was seen of them on the way."""
 
+    pacer: Pacer
     jobs: dict[str, str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     """Idempotency key of each."""
@@ -42,7 +47,7 @@ def command(stack: Stack, *words: str, expect: int = 0) -> str:
     """Run `trainyard WORDS` on the home of `stack` and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "trainyard.cli.main", *words],
-        cwd=ROOT, env=stack.env, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, env=stack.env, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == expect, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
@@ -57,8 +62,8 @@ def restored(
     sabotage: Callable[[Path], None] | None = None,
 ) -> tuple[Report, Story, Observation]:
     """Tell the whole story and judge how it ends; `sabotage` spoils the restored home before the start."""
-    with Scene(home, model, seed) as scene:
-        story, stack = Story(), scene.stack
+    with Scene(home, model, seed) as scene, Pacer([scene.stack.jobs_dir]) as pacer:
+        story, stack = Story(pacer), scene.stack
         _before(scene, story)
         backup = home.parent / f"{home.name}-backup.tar"
         print(command(stack, "backup", "--out", str(backup)))
@@ -74,6 +79,7 @@ def restored(
         if sabotage is not None:
             sabotage(home)
         stack.start()
+        pacer.free |= set(story.jobs.values())
         unheard_of = set() if keep_bus else _forget_what_came_after(scene, story)
         report, seen = _finish(scene, seed, unheard_of)
         return report, story, seen
@@ -85,6 +91,8 @@ def _submit(scene: Scene, story: Story, part: str, **changes: object) -> str:
     job = insist(lambda: scene.stack.client.jobs.submit(body, idempotency_key=key))
     scene.workload.bodies[job.uuid] = body
     story.jobs[part], story.keys[part] = job.uuid, key
+    if part not in SLOW:
+        story.pacer.free.add(job.uuid)
     return job.uuid
 
 
@@ -120,8 +128,9 @@ def _before(scene: Scene, story: Story) -> None:
 def _after(scene: Scene, story: Story) -> None:
     """What happens between the backup and the loss: submits, ends, a pause undone, a cancel, a delete."""
     workload = scene.workload
+    story.pacer.free.add(story.jobs["ends after"])
     _submit(scene, story, "late")
-    gone = _submit(scene, story, "gone", max_steps=300, num_epochs=200)
+    gone = _submit(scene, story, "gone", max_steps=ENDLESS, num_epochs=1000)
     workload.act(gone, "cancel")
     workload.act(story.jobs["paused"], "resume")
     _status(scene, gone, "CANCELLED")
@@ -141,8 +150,8 @@ def kill_everything(stack: Stack) -> None:
     services = up.children()
     for process in (up, *services):
         process.kill()
-    stack.process.wait(30)
-    psutil.wait_procs(services, timeout=30)
+    stack.process.wait(120)
+    psutil.wait_procs(services, timeout=120)
     (stack.home / "run" / "stack.json").unlink(missing_ok=True)
 
 
@@ -169,7 +178,7 @@ def _forget_what_came_after(scene: Scene, story: Story) -> set[str]:
 
 def _finish(scene: Scene, seed: int, unheard_of: set[str]) -> tuple[Report, Observation]:
     began = time.monotonic()
-    scene.workload.settle(150)
+    scene.workload.settle(SETTLE_SECONDS)
     seen = observe(scene._sight())
     seen = replace(seen, dead_letters=_set_aside(scene.stack.home, unheard_of))
     faults = Counter({"restore": 1})

@@ -66,7 +66,7 @@ class SecondHost:
         self.home.mkdir(parents=True)
         code = stack.client.hosts.join_code()["code"]
         join = [*TRAINYARD, "agent", "join", stack.client.url, code, "--label", "box2"]
-        subprocess.run(join, env=self.env, check=True, timeout=60, capture_output=True)
+        subprocess.run(join, env=self.env, check=True, timeout=240, capture_output=True)
         with (self.home / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*TRAINYARD, "agent"], env=self.env, stdout=log, stderr=log
@@ -75,7 +75,7 @@ class SecondHost:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(120)
 
 
 class Scene:
@@ -136,7 +136,7 @@ class Scene:
         if self.second is not None:
             self.second.stop()
         self.stack.stop()
-        left = [text for home in self.homes for text in leftovers(home, 20)]
+        left = [text for home in self.homes for text in leftovers(home, 60)]
         seen = replace(seen, orphans=(*seen.orphans, *left))
         return Report(
             name, seed, check(seen), faults, len(seen.jobs), _attempts(seen),

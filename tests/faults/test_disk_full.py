@@ -35,7 +35,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
     home = tmp_path_factory.mktemp("full") / "home"
     with stack_on_small_volumes(home, tiny_model, *FOLDERS) as rig:
         yield rig
-        report = rig.scene.finish("full disks", 1, Counter(), 60)
+        report = rig.scene.finish("full disks", 1, Counter(), 240)
         print(report)
         assert report.violations == [], str(report)
 
@@ -57,7 +57,7 @@ def test_the_brokers_store(rig: Rig) -> None:
     assert f"{rig.volumes['broker'].path} has 0 bytes" in found["disk"]["found"]
     new = list(rig.scene.workload.bodies)[-1]
     recovered(rig, "broker", lambda: rig.job(new).status in ("RUNNING", "COMPLETED"))
-    until(lambda: rig.job(job).status == "COMPLETED", 60, "the job that trained meanwhile")
+    rig.completes(job, "the job that trained meanwhile")
     assert rig.job(job).attempt == 1
 
 
@@ -72,7 +72,7 @@ def test_the_databases_of_the_api(rig: Rig) -> None:
     assert names(said, rig.volumes["database"].path)
     assert len(rig.scene.workload.bodies) == known + seen["201"]
     recovered(rig, "database", lambda: rig.scene.workload.submit(max_steps=2))
-    until(lambda: rig.job(job).status == "COMPLETED", 60, "the job that trained meanwhile")
+    rig.completes(job, "the job that trained meanwhile")
     assert rig.job(job).attempt == 1
 
 
@@ -88,7 +88,7 @@ def test_the_database_of_the_scheduler(rig: Rig) -> None:
     assert names(said, rig.volumes["home"].path)
     new = list(rig.scene.workload.bodies)[-1]
     recovered(rig, "scheduler", lambda: rig.job(new).status in ("RUNNING", "COMPLETED"))
-    until(lambda: rig.job(job).status == "COMPLETED", 60, "the job that trained meanwhile")
+    rig.completes(job, "the job that trained meanwhile")
     assert rig.job(job).attempt == 1
 
 
@@ -102,7 +102,7 @@ def test_the_folder_of_the_jobs(rig: Rig) -> None:
         _, said = readiness(rig)
         assert names(said, rig.volumes["jobs"].path)
     recovered(rig, "jobs", lambda: rig.job(job).status in ("RUNNING", "COMPLETED"))
-    until(lambda: rig.job(job).status == "COMPLETED", 60, "the job that was paused")
+    rig.completes(job, "the job that was paused")
     assert rig.job(job).attempt == 2
 
 
@@ -115,7 +115,7 @@ def test_the_folder_of_the_checkpoints(rig: Rig) -> None:
         _, said = readiness(rig)
         assert names(said, rig.volumes["checkpoints"].path)
     recovered(rig, "checkpoints", lambda: rig.job(job).status in ("RUNNING", "COMPLETED"))
-    until(lambda: rig.job(job).status == "COMPLETED", 60, "the job that was paused")
+    rig.completes(job, "the job that was paused")
     assert rig.job(job).attempt == 2
 
 
@@ -132,4 +132,5 @@ def test_the_logs_of_the_services(rig: Rig) -> None:
         until(lambda: rig.job(new).status == "COMPLETED", 60, "a job without room for logs")
         assert pids == {name: rig.scene.stack.pid_of(name) for name in pids}
     recovered(rig, "logs", lambda: rig.job(job).status in ("RUNNING", "COMPLETED"))
+    rig.completes(job, "the job that trained meanwhile")
     assert (rig.volumes["logs"].path / "api.log").stat().st_size > 0

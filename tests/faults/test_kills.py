@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 def test_sixty_kills_while_twenty_jobs_run(tmp_path: Path, tiny_model: Path, seed: int) -> None:
     report = kills(
-        tmp_path, tiny_model, seed, count=60, seconds=300, jobs=20, keep=4, pause=0.2, settle=300
+        tmp_path, tiny_model, seed, count=60, seconds=900, jobs=20, keep=4, pause=0.2, settle=600
     )
     print(report)
     assert report.violations == [], str(report)

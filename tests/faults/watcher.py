@@ -38,6 +38,8 @@ class Watcher:
         self._together: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
         """Since when and until when trainers of these attempts of a job ran at the same moment."""
         self._where: dict[Key, Path] = {}
+        self.starved = 0.0
+        """Seconds that a sample came late at most: so late may every process of this machine have been."""
         self.failure: BaseException | None = None
 
     def start(self) -> None:
@@ -69,8 +71,11 @@ class Watcher:
 
     def _run(self) -> None:
         try:
+            due = time.monotonic() + TICK_SECONDS
             while not self._stop.wait(TICK_SECONDS):
+                self.starved = max(self.starved, time.monotonic() - due)
                 self.sample()
+                due = time.monotonic() + TICK_SECONDS
         except BaseException as error:  # noqa: BLE001 - told to the test that stops it
             self.failure = error
 

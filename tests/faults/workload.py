@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.conftest import PATIENCE
 from tests.e2e.stack import Stack
 from tests.faults.checker import ENDLESS
 from trainyard import ApiError, Job
@@ -41,7 +42,7 @@ def tiny_job(model: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def insist(call: Callable[[], T], seconds: float = 90.0) -> T:
+def insist(call: Callable[[], T], seconds: float = 90.0 * PATIENCE) -> T:
     """Call until there is an answer below 500. Raises ApiError for 4xx, TimeoutError in the end."""
     deadline = time.monotonic() + seconds
     while True:

@@ -15,14 +15,14 @@ from tests.faults.partitions.reading import FrameSeen, Seen
 from trainyard import Client
 
 POLL_SECONDS = 0.15
-OPEN_SECONDS = 20.0
+OPEN_SECONDS = 60.0
 
 
 class Follower:
     """Two threads from `start` to `stop`."""
 
     def __init__(self, url: str, token: str | None, job: str, seed: int) -> None:
-        self._client = Client(url, token, timeout=20)
+        self._client = Client(url, token, timeout=120)
         self.job = job
         self.reads: list[Seen] = []
         self.frames: list[FrameSeen] = []

@@ -11,7 +11,7 @@ from typing import Self
 from tests.faults.partitions.cuts import Way
 
 CHUNK = 64 * 1024
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 _STALLED = {Way.BOTH: (True, True), Way.TO_BROKER: (True, False), Way.TO_AGENT: (False, True)}
 _CLIENT, _SERVER = 0, 1
 

@@ -19,14 +19,14 @@ from typing import Self
 import httpx2
 
 from services.gpu_agent.core import loglines
+from tests.e2e.pacer import Pacer
 from tests.e2e.stack import Stack, until
 from tests.faults.checker import AttemptSeen, Observation, check
 from tests.faults.observing import Sight, observe, stored_steps
 from tests.faults.partitions.cases import READ_SECONDS, SETTINGS, SILENT_AFTER, Case, terms
 from tests.faults.partitions.cuts import Cut, Line
 from tests.faults.partitions.follower import Follower, read_logs
-from tests.faults.partitions.pacer import Pacer
-from tests.faults.partitions.reading import LogSeen, Reading, judge
+from tests.faults.partitions.reading import LogSeen, Reading, Terms, judge
 from tests.faults.partitions.second_host import SecondHost
 from tests.faults.process_table import leftovers, processes_of
 from tests.faults.scene import Report
@@ -141,7 +141,7 @@ class Scene:
         shelter = self.host(SHELTER, None, slots=places + 1) if places else None
         for host in begun:
             host.start()
-        self.pacer = Pacer([host.jobs_dir for host in begun])
+        self.pacer = Pacer([host.jobs_dir for host in begun], every=0.4, longer=0.01)
         self.pacer.start()
         for label, case in named:
             # who may move cannot be pinned: hosts that are alike are filled in any order
@@ -258,12 +258,12 @@ class Scene:
 
     # judging
 
-    def finish(self, name: str, seed: int, settle: float = 180.0) -> tuple[Report, Observation]:
+    def finish(self, name: str, seed: int, settle: float = 400.0) -> tuple[Report, Observation]:
         """Let the jobs run free to their end, judge everything, stop the stack and look for what it left."""
         self.pacer.free |= set(self.followers)
         ended = self.workload.settle(settle)
         for follower in self.followers.values():
-            follower.catch_up(30)
+            follower.catch_up(120)
         seen = observe(self._sight())
         self.stale = self._stale_items()
         readings = [
@@ -275,7 +275,7 @@ class Scene:
         for host in self.hosts:
             host.stop()
         self.stack.stop()
-        left = tuple(text for home in self.homes for text in leftovers(home, 20, self.beside))
+        left = tuple(text for home in self.homes for text in leftovers(home, 60, self.beside))
         seen = replace(seen, orphans=(*seen.orphans, *left))
         violations = check(seen) + [v for one in readings for v in judge(one)]
         faults = Counter(
@@ -319,11 +319,19 @@ class Scene:
         data = self.stack.client.jobs.metrics(job.uuid, ["loss"], points=10_000)
         points = zip(data.x, data.series["loss"], strict=True)
         return Reading(
-            job.uuid, self.cases[host.label].policy, self.terms, tuple(host.cuts), tuple(follower.reads),
+            job.uuid, self.cases[host.label].policy, self._terms(), tuple(host.cuts), tuple(follower.reads),
             tuple(follower.frames), follower.replay(),
             logs=tuple(self._log(job.uuid, a, lines) for a in found.attempts),
             chart=tuple(int(x) for x, loss in points if x is not None and loss is not None),
             max_steps=self.steps,
+        )  # fmt: skip
+
+    def _terms(self) -> Terms:
+        """Return the times in force, longer by what agent, broker, scheduler and api were each starved of."""
+        late, terms = 4 * self.watcher.starved, self.terms
+        return replace(
+            terms, beat=terms.beat + late, late=terms.late + late,
+            late_deaf=terms.late_deaf + late, heal=terms.heal + late,
         )  # fmt: skip
 
     def _log(self, job: str, attempt: AttemptSeen, lines: tuple[tuple[int, str], ...]) -> LogSeen:

@@ -14,8 +14,8 @@ from tests.e2e.stack import Stack
 from tests.faults.partitions.cuts import Cut, Line
 
 TRAINYARD = [sys.executable, "-P", "-m", "trainyard.cli.main"]
-JOIN_SECONDS = 90
-LEAVE_SECONDS = 30
+JOIN_SECONDS = 360
+LEAVE_SECONDS = 120
 
 
 @dataclass
