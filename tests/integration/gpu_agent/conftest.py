@@ -21,6 +21,7 @@ from tests.integration.gpu_agent.agent_process import agent_settings, options
 from tests.integration.gpu_agent.control_plane import ControlPlane
 
 HOST = "box1"
+END_SECONDS = 60.0
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -53,7 +54,7 @@ class AgentProcess:
     def end(self, number: signal.Signals) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=END_SECONDS)
         self.process = None
         return code
 
@@ -117,10 +118,19 @@ class LocalAgent:
         self.agent: Agent | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, with_options: Options | None = None, *, zygote: bool = False) -> Agent:
+    async def start(
+        self,
+        with_options: Options | None = None,
+        *,
+        zygote: bool = False,
+        beat_every: float | None = None,
+    ) -> Agent:
+        """`beat_every`: seconds between two heartbeats that nothing calls for, from the first one on."""
         settings = agent_settings(self.broker.home, self.broker.url, zygote=zygote)
         self.stop = asyncio.Event()
         self.agent = Agent(settings, HOST, with_options or options())
+        if beat_every is not None:
+            self.agent.heartbeat.every = beat_every
         config = bus_config(settings, "agent", HOST)
         self._task = asyncio.create_task(self.agent.run(config, self.stop))
         await eventually(settings.files.ready.exists, 5)

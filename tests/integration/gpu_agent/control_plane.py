@@ -183,7 +183,7 @@ class ControlPlane:
         await eventually(lambda: fact in self.facts(job, attempt), timeout)
 
     async def wait_steps(self, job: str, steps: int, attempt: int = 1) -> None:
-        await eventually(lambda: len(self.steps(job, attempt)) >= steps, 15)
+        await eventually(lambda: len(self.steps(job, attempt)) >= steps, 30)
 
     def steps(self, job: str, attempt: int = 1) -> list[int]:
         return [i["step"] for i in self.of(job, "met", attempt) if i["type"] == "metric"]

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+LAST_WORD_SECONDS = 200.0
+
 
 def main() -> int:
     attempt_dir = Path(sys.argv[1])
@@ -67,7 +69,17 @@ class Training:
                 return self._result("stopped", step, total)
             if config.get("fail_at") == step:
                 raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+        if "ends_with" in config:
+            self._wait_for(Path(config["ends_with"]))
         return self._result("completed", total, total)
+
+    def _wait_for(self, file: Path) -> None:
+        """Do not end before the test has made `file`."""
+        deadline = time.monotonic() + LAST_WORD_SECONDS
+        while not file.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{file} was never made")
+            time.sleep(0.01)
 
     def _step(self, step: int, total: int) -> None:
         time.sleep(self.config.get("step_seconds", 0.01))

@@ -15,7 +15,8 @@ from services.gpu_agent.processes import ProcessRef, RunProcesses, family, is_lo
 from services.gpu_agent.settings import AgentSettings
 from shared.jobs.reasons import Reason
 from shared.runs import RunSpec
-from tests.conftest import eventually
+from tests.conftest import PATIENCE, eventually
+from tests.hostile.leaks import in_files
 from tests.integration.gpu_agent.conftest import LocalAgent
 from tests.integration.gpu_agent.control_plane import ControlPlane
 
@@ -31,7 +32,10 @@ async def test_run_completes_and_everything_arrives_once(
     exited = await plane.wait_exited("job1")
     assert exited.outcome == "completed"
     assert plane.steps("job1") == list(range(1, 21))
-    assert plane.facts("job1") == ["accepted", "started", "checkpoint", "checkpoint", "exited"]
+    facts = plane.facts("job1")
+    # a checkpoint that the trainer announces at once may be noted before the start is
+    assert sorted(facts[1:-1]) == ["checkpoint", "checkpoint", "started"]
+    assert (facts[0], facts[-1]) == ("accepted", "exited")
     assert [i["step"] for i in plane.of("job1", "smp")] == [10, 20]
     logged = [i for i in plane.of("job1", "log") if i["message"].startswith("Step")]
     assert len(logged) == 20
@@ -50,8 +54,9 @@ async def test_cancel_leaves_nothing_behind(local_agent: LocalAgent, plane: Cont
     await plane.want(plane.entry("job1", desired="stop", stop_mode="cancel", grace_seconds=10))
     exited = await plane.wait_exited("job1")
     assert (exited.outcome, exited.stop_cause, exited.leftovers) == ("stopped", "cancel", 0)
-    assert not is_locked(agent.files.job("job1").lock)
-    assert not is_locked(agent.files.gpu_lock("slot-0"))
+    # the agent looks at a lock by taking it for a moment
+    await eventually(lambda: not is_locked(agent.files.job("job1").lock), 1)
+    await eventually(lambda: not is_locked(agent.files.gpu_lock("slot-0")), 1)
     assert family(processes, agent.files.job("job1").lock) == set()
 
 
@@ -65,7 +70,7 @@ async def test_trainer_that_ignores_sigterm_dies_after_the_grace(
     await plane.want(plane.entry("job1", desired="stop", stop_mode="cancel", grace_seconds=1))
     exited = await plane.wait_exited("job1")
     assert (exited.outcome, exited.stop_cause, exited.signal) == ("stopped", "cancel", 9)
-    assert 1.0 <= asyncio.get_running_loop().time() - began < 8.0
+    assert 1.0 <= asyncio.get_running_loop().time() - began < 8.0 * PATIENCE
 
 
 async def test_trainer_killed_is_reported_as_killed(
@@ -84,14 +89,17 @@ async def test_trainer_killed_is_reported_as_killed(
 
 
 async def test_shim_killed_the_trainer_goes_on_and_its_result_counts(
-    local_agent: LocalAgent, plane: ControlPlane
+    local_agent: LocalAgent, plane: ControlPlane, tmp_path: Path
 ) -> None:
     agent = await local_agent.start()
-    await plane.want(plane.entry("job1", config={"steps": 60, "step_seconds": 0.03}))
+    end = tmp_path / "end"
+    await plane.want(plane.entry("job1", config={"steps": 60, "ends_with": str(end)}))
     await plane.wait_steps("job1", 3)
     processes = RunProcesses.read(agent.files.job("job1").attempt(1).pid)
     assert processes is not None
     processes.shim.send(signal.SIGKILL)
+    await eventually(lambda: not processes.shim.is_alive(), 5)
+    end.touch()
     exited = await plane.wait_exited("job1")
     assert (exited.outcome, exited.exit_code, exited.step) == ("completed", None, 60)
 
@@ -208,11 +216,8 @@ async def test_host_takes_work_the_moment_it_is_no_longer_drained(
     local_agent: LocalAgent, plane: ControlPlane
 ) -> None:
     plane.drained = True
-    agent = await local_agent.start()
+    agent = await local_agent.start(beat_every=3600.0)  # the turn of a heartbeat does not come
     await eventually(lambda: agent.heartbeat.standing.drained, 5)
-    agent.heartbeat.every = 60.0
-    beats = len(plane.heartbeats)
-    await eventually(lambda: len(plane.heartbeats) > beats, 5)
     plane.drained = False
     await plane.want(plane.entry("job1"))
     await plane.wait_fact("job1", "accepted")
@@ -256,9 +261,8 @@ async def test_secret_reaches_the_trainer_and_nothing_else(
     await plane.wait_exited("job1")
     files = agent_files(local_agent, "job1")
     assert (files / "secret-length").read_text() == "{'HF_TOKEN': 19}"
-    canary = b"hf_canary_value_123"
-    leaks = [p for p in home.rglob("*") if p.is_file() and canary in p.read_bytes()]
-    assert leaks == []
+    canary = "hf_canary_value_123"
+    assert list(in_files(home, [canary])) == []
 
 
 async def test_system_samples_and_lease_are_written(
@@ -276,7 +280,7 @@ async def test_system_samples_and_lease_are_written(
     await eventually(
         lambda: (
             plane.heartbeats[-1].inventory.gpus[0].held_by == "job1"
-            and plane.heartbeats[-1].runs[0].alive
+            and any(run.alive for run in plane.heartbeats[-1].runs)
         ),
         30,
     )

@@ -81,7 +81,7 @@ def test_lock_held_is_seen_and_looking_does_not_hold_it(files: HostFiles, tmp_pa
     assert not is_locked(path)
     script = (
         "import fcntl,sys,time\nf=open(sys.argv[1],'w')\nfcntl.flock(f,2)\n"
-        "print('held',flush=True)\ntime.sleep(60)"
+        "print('held',flush=True)\ntime.sleep(600)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE

@@ -39,6 +39,6 @@ async def test_facts_are_read_when_they_are_written(
 
 
 async def until(check: object) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not check():  # type: ignore[operator]
             await asyncio.sleep(0.005)
