@@ -28,7 +28,7 @@ class MockProvider:
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
         assert self.url, "the mock provider did not start"
-        self._client = httpx2.Client(base_url=self.url, timeout=20)
+        self._client = httpx2.Client(base_url=self.url, timeout=120)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -99,10 +99,10 @@ class SymbolicPool:
             try:
                 return self._once(question, seconds)
             except _Stuck as stuck:
-                if stuck.phase == "gold":
-                    return Outcome.GOLD_UNPARSEABLE
                 if stuck.starved:
                     raise Unverified(timeout=True) from None
+                if stuck.phase == "gold":
+                    return Outcome.GOLD_UNPARSEABLE
                 return Outcome.TOO_COMPLEX
             except _Died as died:
                 phase = died.phase

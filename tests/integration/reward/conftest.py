@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 
 
 class Service:
@@ -42,7 +42,7 @@ class Service:
                 raise AssertionError(self.log.read_text())
             time.sleep(0.05)
         self.url: str = json.loads(run_file.read_text())["url"]
-        self.client = httpx2.Client(base_url=self.url, timeout=60)
+        self.client = httpx2.Client(base_url=self.url, timeout=300)
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +54,7 @@ class Service:
         self.client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(120)
 
 
 @pytest.fixture(scope="module")

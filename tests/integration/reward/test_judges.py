@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shared.rewards.scores import ScoreResponse
+from tests.conftest import PATIENCE
 from tests.integration.reward.conftest import Service
 from tests.provider.process import MockProvider
 from tests.provider.server import KEY, score_of
@@ -185,7 +186,7 @@ def test_garbage_is_asked_again_and_ends_as_an_error(
 
 def test_a_provider_that_is_down_is_left_alone(service: Service) -> None:
     configure(service, "down", DEAD)
-    found = ask(service, "down", [f"t{n}" for n in range(256)], {"timeout_s": 20.0})
+    found = ask(service, "down", [f"t{n}" for n in range(256)], {"timeout_s": 120.0})
     codes = Counter(str(r.error.code) for r in found.results if r.error)
     assert sum(codes.values()) == 256
     assert codes["circuit_open"] >= 240
@@ -203,7 +204,7 @@ def test_a_hanging_provider_costs_its_deadline_and_no_more(
         "deadline_exceeded",
         "provider_timeout",
     }
-    assert found.summary.duration_ms < 1500
+    assert found.summary.duration_ms < 1000 + 500 * PATIENCE
 
 
 def test_a_fallback_is_asked_and_said(service: Service, mock: MockProvider, provider: str) -> None:

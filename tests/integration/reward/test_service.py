@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from shared.rewards.scores import ScoreResponse
+from tests.conftest import PATIENCE
 from tests.integration.reward.conftest import ROOT, Service
 
 pytestmark = pytest.mark.integration
@@ -157,17 +158,17 @@ def test_960_items_at_once_time_out_nowhere(rules: Service) -> None:
     """Time in the queue is not the item's (verifiers, issue 831)."""
     fuzzy = {"type": "math_verify", "compare": "fuzzy"}
     items = [item(n, rf"\boxed{{x+{n % 7}}}", f"{n % 7}+x") for n in range(960)]
-    found = score(rules, items, reward=fuzzy, options={"item_timeout_s": 5.0})
+    found = score(rules, items, reward=fuzzy, options={"item_timeout_s": 5.0, "timeout_s": 280.0})
     assert {r.reward for r in found.results} == {1.0}
 
 
 def test_a_late_batch_says_so(rules: Service) -> None:
     fuzzy = {"type": "math_verify", "compare": "fuzzy"}
-    items = [item(n, rf"\boxed{{\sqrt{{x+{n}}}}}", f"(x+{n})^(1/2)+0y") for n in range(60)]
-    items.append(item(99, r"\boxed{42}"))
+    items = [item(n, rf"\boxed{{\sqrt{{x+{n}}}}}", f"(x+{n})^(1/2)+0y") for n in range(600)]
+    items.append(item(999, r"\boxed{42}"))
     began = time.monotonic()
     found = score(rules, items, reward=fuzzy, options={"timeout_s": 0.3})
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 * PATIENCE
     assert found.results[-1].reward == 1.0
     late = [r for r in found.results if r.error and r.error.code == "deadline_exceeded"]
     assert late
@@ -185,7 +186,7 @@ def test_others_need_a_token(tmp_path: Path) -> None:
     env = os.environ | {"TRAINYARD_HOME": str(tmp_path), "TRAINYARD_REWARD_HOST": "0.0.0.0"}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "services.reward"], env=env, cwd=ROOT,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 78
     assert "TRAINYARD_API_TOKEN" in done.stderr
@@ -202,7 +203,7 @@ def test_a_stop_ends_all_of_it(tmp_path: Path) -> None:
         verifiers = psutil.Process(service.process.pid).children(recursive=True)
         assert verifiers
         assert service.stop() == 0
-        _, left = psutil.wait_procs(verifiers, timeout=10)
+        _, left = psutil.wait_procs(verifiers, timeout=60)
         assert left == []
 
 

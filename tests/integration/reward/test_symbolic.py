@@ -13,9 +13,11 @@ from services.reward.core.answers import Question, judge
 from services.reward.core.compare import Outcome
 from services.reward.symbolic.pool import SymbolicPool
 from shared.rewards.rule_specs import MathVerify
+from tests.conftest import PATIENCE
 from tests.unit.reward.cases import ASKED
 
 pytestmark = pytest.mark.integration
+SECONDS = 120.0
 FUZZY = MathVerify(type="math_verify", compare="fuzzy")
 STUCK = Question("5", r"\sum_{n=1}^{1000000000} n^{-2}")
 """The guard refuses it long before; here it shows what happens when something slips through."""
@@ -34,7 +36,7 @@ async def pool() -> AsyncIterator[SymbolicPool]:
 async def test_formulas(case: tuple[str, str, str, str, int, str], pool: SymbolicPool) -> None:
     question = judge(FUZZY, case[2], case[3])
     assert isinstance(question, Question)
-    outcome = await pool.ask(question, 20.0)
+    outcome = await pool.ask(question, SECONDS)
     assert (outcome is Outcome.EQUAL) == bool(case[4])
 
 
@@ -46,31 +48,33 @@ async def test_a_stuck_item_ends_in_time_and_its_neighbours_go_on(pool: Symbolic
 
     stuck = asyncio.create_task(timed(STUCK, 3.0))
     await asyncio.sleep(0)
-    others = [await timed(Question(f"x+{n}", f"{n}+x"), 20.0) for n in range(5)]
+    others = [await timed(Question(f"x+{n}", f"{n}+x"), SECONDS) for n in range(5)]
     outcome, seconds = await stuck
     assert [o for o, _ in others] == [Outcome.EQUAL] * 5
     assert outcome is Outcome.TOO_COMPLEX
-    assert 3.0 <= seconds < 3.5 + 2.0, "the limit, and the start of a process where none was idle"
+    assert 3.0 <= seconds < 3.5 + 2.0 * PATIENCE, (
+        "the limit, and the start of a process where none was idle"
+    )
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_gold_that_cannot_be_read_is_not_the_answers_fault(pool: SymbolicPool) -> None:
-    assert await pool.ask(Question("((((", "x"), 20.0) is Outcome.GOLD_UNPARSEABLE
+    assert await pool.ask(Question("((((", "x"), SECONDS) is Outcome.GOLD_UNPARSEABLE
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_answer_that_cannot_be_read_is_wrong(pool: SymbolicPool) -> None:
-    assert await pool.ask(Question("x+1", "(((("), 20.0) is Outcome.DIFFERENT
+    assert await pool.ask(Question("x+1", "(((("), SECONDS) is Outcome.DIFFERENT
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_queue_is_bounded() -> None:
     small = SymbolicPool(1, bound=2)
     try:
-        asked = [asyncio.create_task(small.ask(Question("x+1", "1+x"), 30.0)) for _ in range(2)]
+        asked = [asyncio.create_task(small.ask(Question("x+1", "1+x"), SECONDS)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(BufferError):
-            await small.ask(Question("x+1", "1+x"), 30.0)
+            await small.ask(Question("x+1", "1+x"), SECONDS)
         assert [await a for a in asked] == [Outcome.EQUAL] * 2
     finally:
         small.close()

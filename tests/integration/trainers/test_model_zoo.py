@@ -76,7 +76,7 @@ def test_a_child_of_a_preloaded_process_trains_as_a_cold_one(runner):
         [sys.executable, "-c", PRELOAD, str(attempt_dir)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

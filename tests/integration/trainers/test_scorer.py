@@ -110,7 +110,7 @@ def test_a_stop_gives_up_what_is_waited_for(tmp_path, monkeypatch):
     where.stop.asked = True
     began = time.monotonic()
     assert scorer.score([rollout("x")])[0].error == "cancelled"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     scorer.close()
 
 

@@ -153,7 +153,7 @@ def test_kill_9_in_the_middle_of_a_save_and_resume(runner):
             pass_fds=[reading],
             stdout=log,
             stderr=log,
-            timeout=120,
+            timeout=480,
             check=False,
         )
     os.close(reading)

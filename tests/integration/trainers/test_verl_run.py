@@ -128,7 +128,7 @@ async def test_a_stop_ends_it_and_keeps_its_last_save(verl, monkeypatch):
     def stop_once_saved():
         import time
 
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 240
         while not saved.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         (attempt_dir / "stop.json").write_text('{"mode": "pause"}')
