@@ -10,9 +10,11 @@ import pytest
 from shared.bus import BusError, NoResponder, RequestTimeout
 from shared.events.base import EventBase
 from shared.events.calls import AckQuery, AckReply, AttemptCursor, SecretReply
-from tests.conftest import eventually
+from tests.conftest import PATIENCE, eventually
 
 pytestmark = pytest.mark.contract
+SECONDS = 60.0
+"""A deadline for what comes within a second on a quiet machine."""
 QUERY = AckQuery(attempts=(AttemptCursor(job="j", attempt=1, seq={"met": 7}),))
 
 
@@ -40,14 +42,14 @@ async def test_a_slow_answer_ends_at_the_deadline_of_the_caller(bus_for) -> None
     api, agent = await bus_for("api"), await bus_for("agent", "box1")
 
     async def never(subject: str, data: bytes) -> EventBase:
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
         raise AssertionError
 
     served = await api.serve("ack.*", never)
     start = time.monotonic()
     with pytest.raises(RequestTimeout):
         await agent.request("ack.box1", QUERY, AckReply, timeout=0.2)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 5 * PATIENCE
     assert agent.connection.in_flight == 0
     await served.close()
 
@@ -84,21 +86,25 @@ async def test_an_answer_of_the_wrong_type_is_an_error(bus_for) -> None:
 async def test_at_most_64_are_handled_at_once_and_none_is_lost(bus_for) -> None:
     api, agent = await bus_for("api"), await bus_for("agent", "box1")
     now = peak = 0
+    full = asyncio.Event()
 
     async def slow(subject: str, data: bytes) -> EventBase:
+        """Keep all waiting until there are as many as may be, and a moment longer."""
         nonlocal now, peak
         now += 1
         peak = max(peak, now)
-        await asyncio.sleep(0.01)
+        if now == 64:
+            asyncio.get_running_loop().call_later(0.2, full.set)
+        await full.wait()
         now -= 1
         return await echo(subject, data)
 
     await api.serve("ack.*", slow)
     replies = await asyncio.gather(
-        *(agent.request("ack.box1", QUERY, AckReply, timeout=10) for _ in range(300))
+        *(agent.request("ack.box1", QUERY, AckReply, timeout=SECONDS) for _ in range(300))
     )
     assert len(replies) == 300
-    assert 32 < peak <= 64
+    assert peak == 64
 
 
 async def test_an_answer_goes_to_an_inbox_only(bus_for, streams) -> None:
@@ -130,9 +136,9 @@ async def test_a_service_and_a_listener_come_back_after_a_restart(broker, bus_fo
 
     api.on_reconnect(on_reconnect)
     await broker.restart()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         await reconnected.wait()
-    await agent.connection.wait_connected(10)
+    await agent.connection.wait_connected(SECONDS)
     assert (await agent.request("ack.box1", QUERY, AckReply)).attempts == QUERY.attempts
     await api.connection.send("cmd.box1.ping", b"")
     await eventually(lambda: heard == ["cmd.box1.ping"])

@@ -90,7 +90,7 @@ async def test_a_watch_survives_a_restart_and_learns_what_it_missed(
 
     agent.connection._relink = no_link
     await broker.restart()
-    await scheduler.connection.wait_connected(10)
+    await scheduler.connection.wait_connected(60)
     await ctl.delete("box1.gone")
     await ctl.put("box1.kept", {"n": 2})
     await ctl.put("box1.new", {"n": 3})
@@ -112,7 +112,7 @@ async def test_a_wiped_bucket_empties_the_watch_and_changes_the_epoch(
     broker.kill()
     broker.wipe()
     await broker.start()
-    await scheduler.connection.wait_connected(10)
+    await scheduler.connection.wait_connected(60)
     with pytest.raises(StreamMissing):
         await ctl.epoch()
     assert seen.now == {"box1.j": 1}

@@ -26,6 +26,7 @@ from shared.bus.embedded import (
 from shared.bus.users import check_config
 from shared.settings import Settings
 from tests.conftest import eventually
+from tests.contract.bus.test_permissions import REFUSED_SECONDS
 
 pytestmark = pytest.mark.contract
 
@@ -49,7 +50,7 @@ async def test_a_removed_host_is_shut_out_and_comes_back_with_its_key(
     await eventually(lambda: not host.is_connected)
     assert api.connection.generation == 1
     with pytest.raises(PermissionDenied):
-        await Bus.connect(bus_config(broker.settings, "agent", "box1"), timeout=0.3)
+        await Bus.connect(bus_config(broker.settings, "agent", "box1"), timeout=REFUSED_SECONDS)
     # nats-py alone would now be closed for ever.
     await broker.add_host("box1")
     await eventually(lambda: host.is_connected)
@@ -95,7 +96,7 @@ async def test_a_bad_configuration_never_replaces_a_good_one(
 
 
 async def test_health_follows_the_process(broker, home) -> None:
-    assert await is_healthy(home, broker.url)
+    assert await is_healthy(home, broker.url, timeout=60)
     broker.stop()
     assert not await is_healthy(home, broker.url, timeout=0.3)
     with pytest.raises(BusUnavailable, match="not ready"):

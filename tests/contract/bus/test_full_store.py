@@ -23,7 +23,7 @@ async def publish(bus_for: BusFor, number: int) -> None:
     bus = await bus_for("api")
     await bus.publish(
         f"req.job.{job_id(number)}", event, Envelope(f"m{number}", "/test", EPOCH),
-        msg_id=f"m{number}", timeout=1,
+        msg_id=f"m{number}", timeout=5,
     )  # fmt: skip
 
 
@@ -40,19 +40,19 @@ async def test_a_stream_that_met_a_full_disk_is_named_until_the_broker_restarts(
         await broker.start()
         await ensure_streams(await bus_for("scheduler"), store_mib=TEST_STORE_MIB)
         await publish(bus_for, 1)
-        assert (await health(home)).is_ok
+        assert (await health(home, timeout=30)).is_ok
         volume.fill()
         with pytest.raises(PublishTimeout):
             await publish_many(bus_for, range(2, 200))
         volume.release()
         with pytest.raises(PublishTimeout):
             await publish(bus_for, 500)
-        found = await health(home)
+        found = await health(home, timeout=30)
         assert found.answered
         assert found.trouble is not None
         assert "REQUESTS" in found.trouble
         assert "no space left" in found.trouble
         await broker.restart()
         await publish(bus_for, 501)
-        assert (await health(home)).is_ok
+        assert (await health(home, timeout=30)).is_ok
         broker.stop()

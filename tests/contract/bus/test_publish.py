@@ -20,8 +20,11 @@ from shared.bus import (
 from shared.bus.streams import DEFAULT_STORE_MIB, SPECS, server_config
 from shared.events import decode
 from shared.settings import Settings
+from tests.conftest import PATIENCE
 
 pytestmark = pytest.mark.contract
+SECONDS = 60.0
+"""A deadline for what comes within a second on a quiet machine."""
 
 
 async def test_an_ack_names_the_place_and_a_repeat_is_a_duplicate(bus_for, streams, batch) -> None:
@@ -45,7 +48,7 @@ async def test_headers_carry_cloud_events_and_the_trace(bus_for, streams, batch)
     env = type(env)(env.id, env.source, env.time, trace)
     await agent.publish(subject, event, env, msg_id=msg_id)
     reader = await api.reader("METRICS", after=0, epoch=None)
-    (message,) = await reader.fetch(timeout=5)
+    (message,) = await reader.fetch(timeout=SECONDS)
     got, decoded = decode(message.headers, message.data)
     assert (got.id, got.source, got.traceparent) == (env.id, env.source, trace)
     assert decoded == event
@@ -61,7 +64,7 @@ async def test_many_are_stored_in_order_at_more_than_5000_a_second(bus_for, stre
         run = [(f"{s[:-1]}{attempt}", e, env, i) for s, e, env, i in items]
         # Our own processor time: the client is the slow end, and other programs must not count.
         start = time.process_time()
-        acks = await agent.publish_many(run, timeout=30)
+        acks = await agent.publish_many(run, timeout=2 * SECONDS)
         best = max(best, count / (time.process_time() - start))
         assert [a.seq for a in acks if isinstance(a, PubAck)] == [
             attempt * count + n for n in range(1, count + 1)
@@ -71,7 +74,7 @@ async def test_many_are_stored_in_order_at_more_than_5000_a_second(bus_for, stre
     reader = await api.reader("METRICS", after=0, epoch=None)
     numbers: list[int] = []
     while len(numbers) < count:
-        messages = await reader.fetch(1000, timeout=5)
+        messages = await reader.fetch(1000, timeout=SECONDS)
         assert messages
         numbers += [decode(m.headers, m.data)[1].first_seq for m in messages]  # type: ignore[union-attr]
     assert numbers[:count] == list(range(1, count + 1))
@@ -84,7 +87,7 @@ async def test_a_full_stream_refuses_and_takes_more_after_a_purge(bus_for, batch
     limit = server_config(SPECS["METRICS"], 8)["max_bytes"]
     # Random text, because the stream is compressed.
     items = [batch(n, text=f"{n}-" + "x" * 200_000) for n in range(1, limit // 200_000 + 3)]
-    results = await agent.publish_many(items)
+    results = await agent.publish_many(items, timeout=SECONDS)
     full = [r for r in results if isinstance(r, StreamFull)]
     assert full
     assert full[0].stream == "METRICS"
@@ -130,16 +133,16 @@ async def test_a_broker_that_is_away_fails_fast_and_one_that_hangs_by_deadline(
     start = time.monotonic()
     with pytest.raises(PublishTimeout):
         await agent.publish(subject, event, env, msg_id=msg_id, timeout=0.3)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 8 * PATIENCE
     broker.kill()
     start = time.monotonic()
     with pytest.raises((BusUnavailable, PublishTimeout)):
         await agent.publish(subject, event, env, msg_id=msg_id, timeout=5)
     with pytest.raises(BusUnavailable):
         await agent.publish(subject, event, env, msg_id=msg_id, timeout=5)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 8 * PATIENCE
     await broker.start()
-    await agent.connection.wait_connected(10)
+    await agent.connection.wait_connected(SECONDS)
     ack = await agent.publish(subject, event, env, msg_id=msg_id)
     # Whether the first try had arrived is not known; that there is one copy is.
     assert ack.seq == 1
@@ -150,12 +153,14 @@ async def test_in_flight_publishes_end_as_soon_as_the_link_breaks(
 ) -> None:
     agent = await bus_for("agent", "box1")
     await broker.freeze()
-    task = asyncio.create_task(agent.publish_many([batch(n) for n in range(1, 20)], timeout=30))
+    task = asyncio.create_task(
+        agent.publish_many([batch(n) for n in range(1, 20)], timeout=SECONDS)
+    )
     await asyncio.sleep(0)
     start = time.monotonic()
     broker.kill()
     results = await task
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 5 * PATIENCE
     assert all(isinstance(r, PublishTimeout | BusUnavailable) for r in results)
     assert agent.connection.in_flight == 0
 

@@ -96,7 +96,7 @@ async def test_a_code_lets_one_host_in(
     again = await yard.http.post("/api/v1/hosts/join", json=body)
     assert (again.status_code, again.json()["code"]) == (403, "join_code_invalid")
     (yard.home / "keys" / f"{host}.nk").write_text(seed)
-    bus = await Bus.connect(bus_config(broker.settings, "agent", host), timeout=5)
+    bus = await Bus.connect(bus_config(broker.settings, "agent", host), timeout=60)
     assert bus.is_connected
     listed = (await admin.get("/api/v1/hosts/")).json()["items"]
     assert [(h["id"], h["label"], h["online"]) for h in listed] == [(host, "box7", False)]

@@ -16,7 +16,7 @@ from shared.events.job import JOB_EVENTS
 from shared.ids import new_message_id
 from shared.jobs.lifecycle import Change, JobState
 from shared.jobs.status import JobStatus
-from tests.conftest import TEST_STORE_MIB, BusFor, RunningBroker, eventually
+from tests.conftest import START_SECONDS, TEST_STORE_MIB, BusFor, RunningBroker, eventually
 from tests.integration.api.conftest import MakeYard
 from tests.integration.api.yard import ApiYard, now
 
@@ -25,9 +25,16 @@ pytestmark = [pytest.mark.integration]
 
 async def requests(bus: Bus) -> list[tuple[str, int, str]]:
     """Everything in the stream: job, req_n, type."""
+    state = await bus.stream_state(STREAM)
+    if state.messages == 0:
+        return []
     reader = await bus.reader(STREAM, after=0, epoch=None)
     found: list[tuple[str, int, str]] = []
-    while messages := await reader.fetch(max_messages=500, timeout=0.3):
+    last = 0
+    while last < state.last_seq:
+        messages = await reader.fetch(max_messages=500, timeout=60)
+        assert messages, f"read up to {last} of {state.last_seq}"
+        last = messages[-1].seq
         for message in messages:
             _, event = decode(message.headers, message.data)
             found.append((event.job, event.req_n, event.type))  # type: ignore[union-attr]
@@ -124,11 +131,12 @@ async def test_a_wiped_store_gets_all_that_is_unfinished_again(
     async def again() -> bool:
         return {(job, n) for job, n, _ in await requests(other)} == want
 
+    def epochs() -> dict[str, str | None]:
+        return {row.key: row.epoch for row in yard.rows(select(RequestRow))}
+
     await eventually(again, timeout=20)
-    await asyncio.sleep(0)
-    epochs = {row.key: row.epoch for row in yard.rows(select(RequestRow))}
-    assert epochs[f"job:{open_}"] not in before
-    assert epochs[f"job:{done}"] in before
+    await eventually(lambda: epochs()[f"job:{open_}"] not in before)  # noted once it is sent
+    assert epochs()[f"job:{done}"] in before
 
 
 async def test_the_api_starts_without_a_broker_and_finds_it_later(
@@ -148,7 +156,7 @@ async def test_the_api_starts_without_a_broker_and_finds_it_later(
 
 
 async def ensure_streams_of(broker: RunningBroker) -> None:
-    bus = await Bus.connect(bus_config(broker.settings, "scheduler"), timeout=10)
+    bus = await Bus.connect(bus_config(broker.settings, "scheduler"), timeout=START_SECONDS)
     await ensure_streams(bus, store_mib=TEST_STORE_MIB)
     await bus.close()
 

@@ -45,7 +45,10 @@ def url_of(process: subprocess.Popen[bytes], home: Path) -> str:
         assert process.poll() is None, (home / "api.log").read_text()[-3000:]
         try:
             told: dict[str, Any] = json.loads((home / "run" / "api.json").read_text())
-            if told["pid"] == process.pid and httpx2.get(told["url"] + "/livez").status_code == 200:
+            if (
+                told["pid"] == process.pid
+                and httpx2.get(told["url"] + "/livez", timeout=30).status_code == 200
+            ):
                 return str(told["url"])
         except (OSError, ValueError, httpx2.TransportError):
             time.sleep(0.05)
@@ -53,9 +56,9 @@ def url_of(process: subprocess.Popen[bytes], home: Path) -> str:
 
 
 def until_ready(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while httpx2.get(url + "/readyz").status_code != 200:
-        assert time.monotonic() < deadline, httpx2.get(url + "/readyz").text
+    deadline = time.monotonic() + START_SECONDS
+    while (answer := httpx2.get(url + "/readyz", timeout=30)).status_code != 200:
+        assert time.monotonic() < deadline, answer.text
         time.sleep(0.05)
 
 
@@ -67,15 +70,18 @@ async def test_an_acknowledged_job_survives_kill_9(broker: RunningBroker, home: 
     try:
         url = url_of(process, home)
         until_ready(url)
-        made = [httpx2.post(f"{url}/api/v1/jobs/", json=body).json()["uuid"] for _ in range(3)]
+        made = [
+            httpx2.post(f"{url}/api/v1/jobs/", json=body, timeout=60).json()["uuid"]
+            for _ in range(3)
+        ]
         process.kill()
         process.wait(10)
         process = start(home)
         url = url_of(process, home)
         until_ready(url)
-        listed = httpx2.get(f"{url}/api/v1/jobs/").json()["items"]
+        listed = httpx2.get(f"{url}/api/v1/jobs/", timeout=60).json()["items"]
         assert {job["uuid"] for job in listed} == set(made)
-        page = httpx2.get(f"{url}/docs")
+        page = httpx2.get(f"{url}/docs", timeout=60)
         assert page.status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

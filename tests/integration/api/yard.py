@@ -80,7 +80,7 @@ class ApiYard:
             transport=httpx2.ASGITransport(app=self.app),
             base_url="http://127.0.0.1:8000",
             headers=headers,
-            timeout=20,
+            timeout=120,
         )
 
     async def start(self, bus: Bus | None = None) -> None:

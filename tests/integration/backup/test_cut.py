@@ -32,7 +32,7 @@ def pass_on(paths: list[Path], enough: threading.Event) -> None:
     with contextlib.ExitStack() as stack:
         opened = [
             stack.enter_context(
-                contextlib.closing(sqlite3.connect(p, isolation_level=None, timeout=10))
+                contextlib.closing(sqlite3.connect(p, isolation_level=None, timeout=60))
             )
             for p in paths
         ]
@@ -45,7 +45,15 @@ def pass_on(paths: list[Path], enough: threading.Event) -> None:
 
 def highest(path: Path) -> int:
     with contextlib.closing(sqlite3.connect(path)) as one:
-        return int(one.execute("SELECT max(value) FROM n").fetchone()[0])
+        return int(one.execute("SELECT coalesce(max(value), 0) FROM n").fetchone()[0])
+
+
+def go_on(last: Path) -> None:
+    """Wait until some more numbers have come to the last database."""
+    wanted, deadline = highest(last) + 5, time.monotonic() + 60
+    while highest(last) < wanted:
+        assert time.monotonic() < deadline, "the writer stands still"
+        time.sleep(0.005)
 
 
 def rounds(tmp_path: Path, take: Any) -> list[list[int]]:
@@ -56,17 +64,17 @@ def rounds(tmp_path: Path, take: Any) -> list[list[int]]:
     writer.start()
     found = []
     try:
-        time.sleep(0.1)
+        go_on(paths[-1])
         for turn in range(6):
             with take(paths) as readers:
                 # Copied last to first and with a pause: only the cut makes them agree.
                 for i in (2, 0, 1):
-                    time.sleep(0.05)
+                    go_on(paths[-1])
                     assert copy(readers[paths[i]], tmp_path / f"{turn}-{i}.copy") == "0001"
             found.append([highest(tmp_path / f"{turn}-{i}.copy") for i in range(3)])
     finally:
         enough.set()
-        writer.join(20)
+        writer.join(60)
     return found
 
 

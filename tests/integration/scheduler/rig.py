@@ -29,7 +29,8 @@ from shared.settings import Settings
 from tests.conftest import TEST_STORE_MIB, eventually
 from tests.unit.scheduler.build import EPOCH, a_config, an_inventory, job_id
 
-FAST = Limits(lease_ttl=30, backoff_first=0.05)
+FAST = Limits(lease_ttl=600, backoff_first=0.05)
+READ_SECONDS = 60.0
 
 
 class Crash(BaseException):
@@ -69,12 +70,12 @@ class Scheduler:
     async def stop(self) -> None:
         self.loop.stop()
         with contextlib.suppress(BaseException):
-            await asyncio.wait_for(self.task, 10)
+            await asyncio.wait_for(self.task, 60)
         await asyncio.to_thread(self.database.close)
 
     async def crashed(self) -> None:
         """Wait for the crash, and leave everything as a killed process would: unreleased."""
-        await asyncio.wait([self.task], timeout=20)
+        await asyncio.wait([self.task], timeout=120)
         assert self.task.done(), "the crash point was never reached"
         error = self.task.exception()
         assert isinstance(error, BaseExceptionGroup | Crash), error
@@ -129,7 +130,7 @@ class HostActor:
             runs=runs,
             restored=self.restored,
         )
-        deadline = asyncio.get_running_loop().time() + 5
+        deadline = asyncio.get_running_loop().time() + 60
         while True:
             try:
                 return await self.bus.request(
@@ -194,19 +195,21 @@ class Feed:
         self.bus = bus
 
     async def events(self) -> list[tuple[str, JobState]]:
+        """Return every event that the stream holds now, however long the broker takes to send them."""
         state = await self.bus.stream_state("JOBS")
         if state.messages == 0:
             return []
-        reader = await self.bus.reader("JOBS", after=0, epoch=None, subjects=("job.>",))
-        found = []
+        reader = await self.bus.reader("JOBS", after=0, epoch=None)
+        found, last = [], 0
         try:
-            while messages := await reader.fetch(512, 0.3):
+            while last < state.last_seq:
+                messages = await reader.fetch(512, READ_SECONDS)
+                assert messages, f"read up to {last} of {state.last_seq}"
+                last = messages[-1].seq
                 for message in messages:
                     _, event = decode(message.headers, message.data)
-                    assert isinstance(event, JobEventBase)
-                    found.append((event.change.value, event.state))
-                if reader.pending == 0:
-                    break
+                    if isinstance(event, JobEventBase):
+                        found.append((event.change.value, event.state))
         finally:
             await reader.close()
         return found

@@ -70,6 +70,7 @@ async def test_a_crash_at_any_point_changes_nothing_about_the_end(
         for one in JOBS:
             await eventually(lambda one=one: _is(feed, one, "COMPLETED"), timeout=15)
         await eventually(lambda: rows(broker.home, "SELECT count(*) FROM desired") == [(0,)])
+        await eventually(lambda: _is_published(broker.home))
         await again.stop()
     _check_books(broker.home)
     for one in JOBS:
@@ -114,6 +115,7 @@ async def test_wiped_broker_is_filled_again_and_unfinished_jobs_go_on(
     async with alive(box):
         for one in (1, 2):
             await eventually(lambda one=one: _is(feed, one, "COMPLETED"))
+    await eventually(lambda: _is_published(broker.home))
     await again.stop()
     _check_books(broker.home)
 
@@ -133,6 +135,7 @@ async def test_wiped_under_a_running_scheduler(
     await eventually(lambda: _is_again(feed, 1, "PENDING"), timeout=20)
     async with alive(box):
         await eventually(lambda: _is(feed, 1, "COMPLETED"), timeout=15)
+    await eventually(lambda: _is_published(broker.home))
     await scheduler.stop()
     _check_books(broker.home)
 
@@ -190,15 +193,16 @@ async def test_the_process_killed_and_started_again_goes_on(
         await users.submit(1)
         await eventually(lambda: _is(feed, 1, "RUNNING"), timeout=20)
         first.kill()
-        first.wait(10)
+        first.wait(60)
         await users.submit(2)
         box.finish = True
         second = _spawn(broker)
         for one in (1, 2):
             await eventually(lambda one=one: _is(feed, one, "COMPLETED"), timeout=20)
         assert (broker.home / "run" / "scheduler.json").exists()
+        await eventually(lambda: _is_published(broker.home))
         second.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(second.wait, 10) == 0
+        assert await asyncio.to_thread(second.wait, 60) == 0
     assert not (broker.home / "run" / "scheduler.json").exists()
     assert [e.attempt for e in box.seen] == [1, 1]
     _check_books(broker.home)
@@ -215,9 +219,14 @@ def _spawn(broker: RunningBroker) -> subprocess.Popen[bytes]:
     )
 
 
+def _is_published(home: Path) -> bool:
+    """Tell whether the broker has every event, and the books say so: that is noted after it was sent."""
+    return rows(home, "SELECT count(*) FROM outbox WHERE published IS NULL") == [(0,)]
+
+
 def _check_books(home: Path) -> None:
     """Every event was published, numbers are dense, each job ended once, each attempt was closed."""
-    assert rows(home, "SELECT count(*) FROM outbox WHERE published IS NULL") == [(0,)]
+    assert _is_published(home)
     for job, count, highest in rows(
         home, "SELECT job, count(*), max(job_n) FROM outbox GROUP BY job"
     ):

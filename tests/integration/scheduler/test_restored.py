@@ -162,7 +162,7 @@ async def test_with_the_broker_lost_too_no_attempt_number_is_given_twice(
     # Meanwhile attempt 1 had ended and attempt 3 was given to this host, of which only the host knows.
     place.host.open = {job_id(1): 3}
     put_back(home, saved)
-    monkeypatch.setattr(gate, "WAIT_SECONDS", 30.0)
+    monkeypatch.setattr(gate, "WAIT_SECONDS", 600.0)  # it does not go on without them
     await place.again()
     await asyncio.sleep(1.5)
     place.living = asyncio.create_task(place.host.live())

@@ -86,7 +86,7 @@ class Yard:
 
     async def acked(self, attempt: int = 1, job: str = "j") -> AckReply:
         query = AckQuery(attempts=(AttemptCursor(job=job, attempt=attempt),))
-        return await self.buses["agent"].request("ack.h1", query, AckReply, timeout=3)
+        return await self.buses["agent"].request("ack.h1", query, AckReply, timeout=60)
 
     def frames(self, job: str = "j") -> list[Frame]:
         def work(session: Any) -> list[Frame]:

@@ -268,16 +268,22 @@ async def test_a_client_sees_live_frames_within_milliseconds(sqlite_yard: Yard) 
     await yard.until_frames(["status"])
     feed = Feed(yard.telemetry, yard.hub.subscribe("j"), "j", 1)
     frames = feed.frames()
-    took = []
+    took, starved = [], []
     for n in range(60):
         waiting = asyncio.ensure_future(anext(frames))
         began = loop.time()
         await yard.tell("met", met(n + 1, [metric(n, loss=1.0)]))
         assert (await waiting).data["step"] == n
         took.append(loop.time() - began)
-    p95 = sorted(took)[int(len(took) * 0.95)]
-    print(f"publish to frame: p50 {sorted(took)[30] * 1e3:.1f} ms, p95 {p95 * 1e3:.1f} ms")
-    assert p95 < 0.1
+        began = loop.time()
+        await yard.buses["agent"].stream_state("METRICS")  # there and back, and nothing stored
+        starved.append(loop.time() - began)
+    print(f"publish to frame: {p95(took) * 1e3:.1f} ms, there and back {p95(starved) * 1e3:.1f} ms")
+    assert p95(took) < 0.1 + 4 * p95(starved)  # a millisecond or two on a quiet machine
+
+
+def p95(seconds: list[float]) -> float:
+    return sorted(seconds)[int(len(seconds) * 0.95)]
 
 
 @pytest.fixture
