@@ -52,10 +52,10 @@ def fuzz(target: Target, folder: Path, *, seed: int, seconds: int, known: bool) 
         sys.executable, "-P", "-W", "ignore", "-m", "schemathesis.cli", "--config-file", str(config),
         "run", f"{target.url}/openapi.json", "--seed", str(seed), "--max-time", str(seconds),
         "--phases", "examples,coverage,fuzzing", "--continue-on-failure",
-        "--request-timeout", "10", "--max-response-time", "5", "-n", "40", "--warnings", "off",
+        "--request-timeout", "60", "--max-response-time", "20", "-n", "40", "--warnings", "off",
     ]  # fmt: skip
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=3 * seconds + 120, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=3 * seconds + 400, check=False
     )
     told = done.stdout + done.stderr
     counted = re.search(r"(\d+) generated", told)

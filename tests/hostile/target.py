@@ -31,13 +31,14 @@ from shared.ids import new_message_id
 from shared.jobs.lifecycle import Change, JobState
 from shared.jobs.resources import HostInventory
 from shared.jobs.status import JobStatus
-from tests.conftest import TEST_STORE_MIB, RunningBroker, eventually
+from tests.conftest import PATIENCE, START_SECONDS, TEST_STORE_MIB, RunningBroker, eventually
 from tests.integration.api.test_process import start as start_api
 from tests.integration.api.test_process import until_ready, url_of
 from tests.integration.api.yard import ROWS
 from tests.unit.telemetry.messages import log, met, metric
 
-SECONDS_AT_MOST = 15.0
+SECONDS_AT_MOST = 15.0 * PATIENCE
+"""What hostile input makes of a service is minutes or for ever."""
 CHINESE = re.compile("[\u4e00-\u9fff]")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 QUIET = ("logs", "nats/store", "run")
@@ -81,7 +82,7 @@ class Target:
 
     def settle(self) -> None:
         """Wait until every request is published: that is noted with it a moment after the answer."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + SECONDS_AT_MOST
         with closing(sqlite3.connect(f"file:{self.home / 'api/main.db'}?mode=ro", uri=True)) as db:
             while db.execute("SELECT count(*) FROM request WHERE epoch IS NULL").fetchone()[0]:
                 assert time.monotonic() < deadline, "a request is not published"
@@ -134,7 +135,13 @@ def start(home: Path) -> Target:
     broker = RunningBroker(home)
     asyncio.run(_broker(broker))
     process = start_api(home)
-    target = Target(home, broker, process, httpx2.Client(timeout=30), home.parent / "data.jsonl")
+    target = Target(
+        home,
+        broker,
+        process,
+        httpx2.Client(timeout=2 * SECONDS_AT_MOST),
+        home.parent / "data.jsonl",
+    )
     try:
         target.http.base_url = httpx2.URL(url_of(process, home))
         until_ready(target.url)
@@ -164,7 +171,7 @@ def _until_published(home: Path) -> None:
 async def _broker(broker: RunningBroker) -> None:
     await broker.start()
     await broker.add_host("h1")
-    bus = await Bus.connect(bus_config(broker.settings, "scheduler"), timeout=10)
+    bus = await Bus.connect(bus_config(broker.settings, "scheduler"), timeout=START_SECONDS)
     await ensure_streams(bus, store_mib=TEST_STORE_MIB)
     await bus.close()
 
@@ -173,7 +180,7 @@ async def _tell(target: Target) -> None:
     """Speak as the scheduler and as host h1: one job has run to its end, the other waits."""
     roles: list[tuple[str, str | None]] = [("scheduler", None), ("agent", "h1")]
     scheduler, agent = [
-        await Bus.connect(bus_config(target.broker.settings, role, host), timeout=10)  # type: ignore[arg-type]
+        await Bus.connect(bus_config(target.broker.settings, role, host), timeout=START_SECONDS)  # type: ignore[arg-type]
         for role, host in roles
     ]
     now = datetime.now(UTC)

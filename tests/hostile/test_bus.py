@@ -18,14 +18,14 @@ from shared.bus.credentials import bus_config
 from shared.bus.port import BusError
 from shared.events import Envelope
 from shared.events.job import JOB_EVENTS
-from shared.events.run import MetricsBatch
+from shared.events.run import RunCheckpoint, SampleBatch
 from shared.ids import new_message_id
 from shared.jobs.lifecycle import Change, JobState
 from shared.jobs.status import JobStatus
-from tests.conftest import BusFor, RunningBroker, eventually
+from tests.conftest import START_SECONDS, BusFor, RunningBroker, eventually
 from tests.hostile.target import Target
 from tests.integration.scheduler.rig import Feed, HostActor, Scheduler, Users
-from tests.unit.telemetry.messages import metric
+from tests.unit.telemetry.messages import log, met, metric
 
 pytestmark = [pytest.mark.e2e]
 GROWTH_MIB = 200
@@ -135,13 +135,25 @@ MESSAGES: list[tuple[str, str, Any]] = [
 
 
 async def connected(target: Target, role: str, host: str | None = None) -> Bus:
-    return await Bus.connect(bus_config(target.broker.settings, role, host), timeout=10)  # type: ignore[arg-type]
+    return await Bus.connect(bus_config(target.broker.settings, role, host), timeout=START_SECONDS)  # type: ignore[arg-type]
 
 
 def dead_letters(target: Target) -> int:
     path = target.home / "api" / "telemetry.db"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         return int(connection.execute("SELECT count(*) FROM dead_letter").fetchone()[0])
+
+
+def shows_all(target: Target, job: str) -> bool:
+    """Tell whether a job has a point, a line, a sample and a checkpoint: each comes by a stream of its own."""
+    parts = {}
+    for part in ("metrics", "logs", "samples", "checkpoints"):
+        reply = target.http.get(f"/api/v1/jobs/{job}/{part}")
+        if reply.status_code != 200:
+            return False
+        parts[part] = reply.json()
+    lists = [parts["logs"]["items"], parts["samples"]["items"], parts["checkpoints"]]
+    return parts["metrics"]["series"].get("loss") == [0.25] and all(lists)
 
 
 async def test_no_message_jams_the_api_or_breaks_a_page(target: Target) -> None:
@@ -168,15 +180,17 @@ async def test_no_message_jams_the_api_or_breaks_a_page(target: Target) -> None:
         await agent.connection.send(f"met.h1.{job}.1", json.dumps(MET).encode())
     last = str(uuid.uuid4())
     await assign(last)
-    good = MetricsBatch(first_seq=1, items=(metric(1, loss=0.25),))
-    envelope = Envelope(new_message_id(), "/trainyard/test", now)
-    await agent.publish(f"met.h1.{last}.1", good, envelope, msg_id=new_message_id())
+    # the last word in each stream: what came before it there is dealt with once it is shown
+    for prefix, event in (
+        ("run", RunCheckpoint(seq=1, t=1e9, step=3, path="/c/checkpoint-3")),
+        ("met", met(1, [metric(1, loss=0.25)])),
+        ("log", log(1, ["good"])),
+        ("smp", SampleBatch.model_validate(SMP)),
+    ):
+        envelope = Envelope(new_message_id(), "/trainyard/test", now)
+        await agent.publish(f"{prefix}.h1.{last}.1", event, envelope, msg_id=new_message_id())
 
-    def arrived() -> bool:
-        shown = target.http.get(f"/api/v1/jobs/{last}/metrics")
-        return shown.status_code == 200 and shown.json()["series"].get("loss") == [0.25]
-
-    await eventually(arrived, 30)
+    await eventually(lambda: shows_all(target, last), 30)
     await eventually(lambda: target.http.get("/readyz").status_code == 200, 10)
     assert dead_letters(target) >= 20
     for name, job in jobs.items():

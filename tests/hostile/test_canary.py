@@ -22,7 +22,9 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 from tests.e2e.conftest import tiny_model
+from tests.e2e.pacer import Pacer
 from tests.e2e.stack import ROOT, Stack, until
+from tests.e2e.test_spine import ENDLESS
 from tests.hostile.leaks import ENVIRONMENT, in_bytes, in_files, in_processes
 
 __all__ = ["tiny_model"]
@@ -56,7 +58,7 @@ class Seen:
                 connect(address, additional_headers=headers, proxy=None) as socket_,
             ):
                 while True:
-                    frame = socket_.recv(timeout=60)
+                    frame = socket_.recv(timeout=240)
                     self.parts.append(frame.encode() if isinstance(frame, str) else frame)
 
         thread = threading.Thread(target=hear, daemon=True)
@@ -130,7 +132,7 @@ class Scene:
         self.seen = Seen()
         self.found: set[str] = set()
         headers = {"Authorization": f"Bearer {self.token}"}
-        self.http = httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+        self.http = httpx2.Client(base_url=self.url, headers=headers, timeout=120)
         self.body: dict[str, Any] = {
             "algorithm": "sft",
             "model_path": str(model),
@@ -211,16 +213,16 @@ class Scene:
         """Let one trainer crash, and one ask for a gated model that cannot be reached."""
         client = self.stack.client
         crashed = self.submit(
-            name="crashed", secrets=self.own, max_steps=5000, save_steps=50, max_retries=0
+            name="crashed", secrets=self.own, max_steps=ENDLESS, save_steps=1000, max_retries=0
         )
         until(lambda: client.jobs.get(crashed).progress, 90, "it trains", self.stack)
         self.look_at_processes(*_trainers(self.stack, crashed))
         os.kill(self.stack.trainer_pid(crashed, 1), signal.SIGSEGV)
-        assert client.jobs.wait(crashed, 60).status == "FAILED"
+        assert self.stack.ended(crashed, 60).status == "FAILED"
         gated = self.submit(
             name="gated", model_path="org/gated-model", secrets=self.own, max_retries=0
         )
-        assert client.jobs.wait(gated, 120).status == "FAILED"
+        assert self.stack.ended(gated).status == "FAILED"
         return [crashed, gated]
 
     def read_everything(self, jobs: list[str]) -> None:
@@ -245,20 +247,21 @@ def test_no_secret_is_found_anywhere(
     stack: Stack, tiny_model: Path, secrets: dict[str, str], tmp_path: Path
 ) -> None:
     scene = Scene(stack, tiny_model, secrets)
-    trained = scene.submit(name="trained", secrets=scene.own, max_steps=8, save_steps=4)
-    watching = scene.seen.watch(scene.url, trained, scene.token)
-    until(lambda: stack.client.jobs.get(trained).status == "RUNNING", 60, "it runs", stack)
-    scene.look_at_processes()
-    waiting = scene.keep_secrets()
-    assert stack.client.jobs.wait(trained, 120).status == "COMPLETED"
+    with Pacer([stack.jobs_dir]):
+        trained = scene.submit(name="trained", secrets=scene.own, max_steps=60, save_steps=30)
+        watching = scene.seen.watch(scene.url, trained, scene.token)
+        until(lambda: stack.client.jobs.get(trained).status == "RUNNING", 60, "it runs", stack)
+        scene.look_at_processes()
+        waiting = scene.keep_secrets()
+    assert stack.ended(trained).status == "COMPLETED"
     failed = scene.fail()
     stack.kill("services.api")
     until(stack.client.is_ready, 60, "the api is back", stack)
     scene.read_everything([trained, *failed, *waiting])
-    archive = scene.http.get(f"/api/v1/jobs/{trained}/checkpoints/8/download")
+    archive = scene.http.get(f"/api/v1/jobs/{trained}/checkpoints/60/download")
     assert archive.status_code == 200
     scene.seen.note(archive)
-    watching.join(60)
+    watching.join(240)
     found = scene.search()
     scene.http.close()
     # The operator gave the token to `up`, and `up` to the two services that ask for it, and to the agent, whose trainers ask
@@ -308,7 +311,7 @@ def _finds_planted_leaks(stack: Stack, secrets: dict[str, str], folder: Path) ->
     )
     shown, kept = secrets["WANDB_API_KEY"], secrets["component_key"]
     sleeper = subprocess.Popen(
-        [sys.executable, "-I", "-c", "import time; time.sleep(60)", shown], env={"KEY": kept}
+        [sys.executable, "-I", "-c", "import time; time.sleep(600)", shown], env={"KEY": kept}
     )
     try:
         until(lambda: len(set(in_processes(sleeper.pid, [shown, kept]))) == 2, 10, "both are found")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.conftest import PATIENCE
 from trainyard.cli.job_file import JobFileInvalid, read_job
 from trainyard.cli.main import app
 
@@ -69,7 +70,7 @@ def test_a_hostile_file_is_refused_by_name(
         assert tracemalloc.get_traced_memory()[1] < 200 << 20
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 * PATIENCE
     told = str(refused.value)
     assert name in told
     assert len(told) < 1000
@@ -92,7 +93,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     began = time.monotonic()
     with pytest.raises(JobFileInvalid, match=r"job\.yaml"):
         read_job(path)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 * PATIENCE
 
 
 @pytest.mark.parametrize("item", ["a=!!python/name:os.system", "a=" + "[" * 20_000, "a=[&x [1], *x]", "=", "a=.nan", "a=1e999", "a={b: 1, b: 2}", "a=" + "9" * 5000], ids=range(8))  # fmt: skip

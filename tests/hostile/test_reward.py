@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.hostile.target import SECONDS_AT_MOST, check_refusal
 from tests.integration.reward.conftest import Service
 
@@ -179,7 +180,7 @@ def test_a_hostile_answer_gets_no_reward_and_delays_nobody(service: Service, ans
     items = [ITEM | {"id": "bad", "completion": answer}, ITEM | {"id": "good"}]
     began = time.monotonic()
     reply = service.client.post("/v1/score", json=SCORE | {"items": items})
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 20 * PATIENCE
     assert reply.status_code == 200, reply.text
     bad, good = reply.json()["results"]
     assert good["reward"] == 1.0

@@ -178,7 +178,9 @@ def test_a_stack_does_not_start_on_a_full_disk_and_says_so(volume: Volume) -> No
     volume.fill()
     env = os.environ | {"TRAINYARD_HOME": str(volume.path), "TRAINYARD_API_PORT": "0"}
     command = [sys.executable, "-P", "-m", "trainyard.cli.main", "up"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode not in (0, -9)
     said = done.stdout + done.stderr
     assert "Traceback" not in said

@@ -65,7 +65,7 @@ async def hold_the_writer(database: Database) -> threading.Event:
 
     def wait(_: Session) -> None:
         loop.call_soon_threadsafe(started.set)
-        assert go.wait(30)
+        assert go.wait(120)
 
     database.submit(wait)
     await started.wait()
@@ -172,7 +172,7 @@ async def test_a_reader_sees_one_moment_while_others_write(sqlite: Database) -> 
     def twice(session: Session) -> tuple[list[int], list[int]]:
         first = numbers(session)
         loop.call_soon_threadsafe(seen_first.set)
-        assert go.wait(30)
+        assert go.wait(120)
         return first, numbers(session)
 
     reading = asyncio.ensure_future(database.read(twice))
@@ -277,7 +277,7 @@ async def test_writes_outlive_a_killed_process(file: Path) -> None:
         "asyncio.run(main())\n"
     )
     result = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", program, str(file)], timeout=60, check=False
+        subprocess.run, [sys.executable, "-c", program, str(file)], timeout=240, check=False
     )
     assert result.returncode == -9
     database = Database(f"sqlite:///{file}")

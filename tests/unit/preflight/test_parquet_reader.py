@@ -25,7 +25,7 @@ from shared.preflight.sources import Limits
 from tests.hostile.aborting_parquet import ABORTING, DECLARED_ROWS
 
 ROOT = Path(__file__).resolve().parents[3]
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture
@@ -48,9 +48,10 @@ def readers(pid: int | None = None) -> list[psutil.Process]:
 
 def wait_gone(process: psutil.Process) -> None:
     deadline = time.monotonic() + SECONDS
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the reading process is still there"
-        time.sleep(0.02)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it went between two looks
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "the reading process is still there"
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("data", ABORTING.values(), ids=ABORTING)
@@ -147,7 +148,7 @@ def test_a_process_that_is_killed_ends_the_file_with_a_finding(large: Path) -> N
 
 
 def test_a_process_that_hangs_is_ended_at_its_deadline(large: Path) -> None:
-    items = read_rows(large, Limits(reader_seconds=3))
+    items = read_rows(large, Limits(reader_seconds=12))
     next(items)
     (reader,) = readers()
     reader.suspend()

@@ -15,6 +15,6 @@ from shared.db import Database
 def telemetry(tmp_path: Path) -> Iterator[Database]:
     database = Database(f"sqlite:///{tmp_path / 'telemetry.db'}", synchronous="NORMAL")
     migrate_telemetry(database)
-    database.submit(lambda s: take_over(s, 0)).result(10)
+    database.submit(lambda s: take_over(s, 0)).result(60)
     yield database
     database.close()

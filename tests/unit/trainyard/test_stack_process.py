@@ -13,10 +13,10 @@ import pytest
 
 from trainyard.stack.process import Service, StartFailed
 
-SCRIPT = "import pathlib,sys,time; pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+SCRIPT = "import pathlib,sys,time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
 
 
-def a_service(tmp_path: Path, script: str = SCRIPT, seconds: float = 10) -> Service:
+def a_service(tmp_path: Path, script: str = SCRIPT, seconds: float = 120) -> Service:
     mark = tmp_path / "ready"
 
     async def ready() -> bool:
@@ -39,7 +39,7 @@ async def test_a_killed_service_is_started_again(tmp_path: Path) -> None:
     assert service.process is not None
     first = service.process.pid
     os.kill(first, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while service.process.pid == first and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     assert service.process.pid != first
@@ -56,11 +56,11 @@ async def test_a_service_that_is_never_ready_names_its_log(tmp_path: Path) -> No
 
 async def test_a_service_whose_settings_are_refused_says_so_at_once(tmp_path: Path) -> None:
     script = "import sys; print('TRAINYARD_X is wrong; set Y.', file=sys.stderr); sys.exit(78)"
-    service = a_service(tmp_path, script, seconds=30)
+    service = a_service(tmp_path, script, seconds=600)
     began = time.monotonic()
     with pytest.raises(StartFailed, match=r"TRAINYARD_X is wrong; set Y\."):
         await service.start()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120
     await service.stop()
 
 
