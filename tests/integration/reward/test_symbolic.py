@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 import pytest_asyncio
 
 from services.reward.core.answers import Question, judge
 from services.reward.core.compare import Outcome
-from services.reward.symbolic.pool import SymbolicPool
+from services.reward.symbolic.pool import SymbolicPool, Unverified
 from shared.rewards.rule_specs import MathVerify
 from tests.conftest import PATIENCE
 from tests.unit.reward.cases import ASKED
@@ -78,3 +79,17 @@ async def test_the_queue_is_bounded() -> None:
         assert [await a for a in asked] == [Outcome.EQUAL] * 2
     finally:
         small.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_process_that_gets_no_processor_says_nothing_of_the_solution() -> None:
+    starved = SymbolicPool(1)
+    try:
+        await starved.warm()
+        (idle,) = starved._idle
+        psutil.Process(idle.process.pid).suspend()
+        with pytest.raises(Unverified) as found:
+            await starved.ask(Question("x+1", "1+x"), 0.5)
+        assert found.value.timeout
+    finally:
+        starved.close()
