@@ -27,7 +27,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         check=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=480,
     )
     return folder
 

@@ -84,7 +84,7 @@ def test_the_guides_body_trains_to_a_checkpoint_that_loads_in_plain_python(
         [sys.executable, "-c", script, kept[12].path],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
         check=True,
     )
     assert int(loaded.stdout.split()[-1]) > 100_000

@@ -19,7 +19,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = "services.gpu_agent.trainers.model_zoo"
     subprocess.run(
         [sys.executable, "-P", "-m", module, "tiny", "--out", str(folder)],
-        check=True, cwd=ROOT, timeout=120,
+        check=True, cwd=ROOT, timeout=480,
     )  # fmt: skip
     return folder
 

@@ -58,7 +58,7 @@ def operated(home: Path, model: Path) -> tuple[Stack, subprocess.Popen[bytes]]:
             env=stack.env | {"TRAINYARD_NATS_PORT": str(BROKER_PORT)},
             stdout=log, stderr=log,
         )  # fmt: skip
-    until((home / "run" / "nats.json").exists, 30, "the broker is configured")
+    until((home / "run" / "nats.json").exists, 60, "the broker is configured")
     return stack, broker
 
 
@@ -84,7 +84,7 @@ def test_a_host_behind_a_router_that_swallows_what_it_is_given(
                 report, seen = scene.finish(f"namespaces, {way}", seed)
         finally:
             broker.terminate()
-            broker.wait(30)
+            broker.wait(120)
     print(report)
     assert report.violations == [], str(report)
     assert {len(job.attempts) for job in seen.jobs} in (

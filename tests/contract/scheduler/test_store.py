@@ -58,7 +58,7 @@ def clear(database: Database) -> None:
 
 
 def write(database: Database, work: Callable[[Any], Any]) -> Any:
-    return database.submit(work).result(timeout=20)
+    return database.submit(work).result(timeout=120)
 
 
 def stored(database: Database, decisions: list[Decision], position: Position | None = None) -> None:

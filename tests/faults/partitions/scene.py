@@ -304,7 +304,7 @@ class Scene:
             if self.stack.client.token
             else {}
         )
-        text = httpx2.get(f"{self.stack.client.url}/metrics", headers=headers, timeout=20).text
+        text = httpx2.get(f"{self.stack.client.url}/metrics", headers=headers, timeout=120).text
         lines = [
             line
             for line in text.splitlines()

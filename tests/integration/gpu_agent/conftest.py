@@ -75,7 +75,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--out",
         str(out),
     ]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=120, capture_output=True)
+    subprocess.run(command, check=True, cwd=ROOT, timeout=480, capture_output=True)
     return out
 
 

@@ -114,7 +114,7 @@ async def test_second_agent_on_the_same_home_is_refused(
     second = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-P", "-m", "services.gpu_agent"],
-        env=env, capture_output=True, timeout=120,
+        env=env, capture_output=True, timeout=480,
     )  # fmt: skip
     assert second.returncode == 2
     assert b"An agent already runs with" in second.stderr
@@ -376,7 +376,7 @@ async def test_unused_bus_identity_is_told(home: Path) -> None:
     }  # fmt: skip
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-P", "-m", "services.gpu_agent"],
-        env=env, capture_output=True, timeout=120,
+        env=env, capture_output=True, timeout=480,
     )  # fmt: skip
     assert done.returncode == 2
     assert b"trainyard agent join" in done.stderr

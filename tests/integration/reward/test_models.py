@@ -47,9 +47,9 @@ with torch.inference_mode(): print(json.dumps(float(m(input_ids=ids).logits[0, -
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     zoo = [sys.executable, "-P", "-m", "services.gpu_agent.trainers.model_zoo", "tiny"]
-    subprocess.run([*zoo, "--out", str(folder / "tiny")], check=True, cwd=ROOT, timeout=120)
+    subprocess.run([*zoo, "--out", str(folder / "tiny")], check=True, cwd=ROOT, timeout=480)
     made = [sys.executable, "-c", MAKE, str(folder / "tiny"), str(folder / "rm")]
-    subprocess.run(made, check=True, cwd=ROOT, timeout=120)
+    subprocess.run(made, check=True, cwd=ROOT, timeout=480)
     return folder / "rm"
 
 
@@ -77,7 +77,7 @@ def test_scores_are_the_models_own_in_any_batch(service: Service, model: Path) -
     assert found.summary.ok == len(texts)
     for n in (0, 1, 2):
         bare = subprocess.run(
-            [sys.executable, "-c", SCORE, str(model), texts[n]], capture_output=True, text=True, check=True, timeout=120,
+            [sys.executable, "-c", SCORE, str(model), texts[n]], capture_output=True, text=True, check=True, timeout=480,
         )  # fmt: skip
         assert found.results[n].reward == pytest.approx(json.loads(bare.stdout), abs=1e-4)
     squashed = ask(service, texts[:3], model_path=str(model), transform="sigmoid")
@@ -125,7 +125,7 @@ def test_self_play_by_a_reward_model(service: Service, model: Path) -> None:
     rm = {"type": "reward_model", "model_path": str(model)}
     reward = {"type": "self_play", "mode": "pairwise", "by": "reward_model", "reward_model": rm}
     items = [{"id": str(n), "completion": f"answer {n}", "group_id": "g"} for n in range(4)]
-    answer = service.client.post("/v1/score", json={"reward": reward, "items": items}, timeout=120)
+    answer = service.client.post("/v1/score", json={"reward": reward, "items": items}, timeout=480)
     rates = [r["reward"] for r in answer.json()["results"]]
     assert sum(rates) / 4 == pytest.approx(0.5)
     assert max(rates) == 1.0

@@ -218,7 +218,7 @@ def test_the_files_are_made_again_byte_for_byte(tmp_path: Path) -> None:
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=480,
     )
     made = sorted(path.name for path in tmp_path.iterdir())
     assert len(made) == 7
