@@ -34,11 +34,15 @@ def options(**changes: object) -> Options:
     return Options(**fields)
 
 
-def agent_settings(home: Path, url: str, *, zygote: bool = False) -> AgentSettings:
+def agent_settings(
+    home: Path, url: str, *, zygote: bool = False, rules: bool = False
+) -> AgentSettings:
+    """`rules`: with the rules service, which outlives an agent that is killed."""
     return AgentSettings(
         home=home,
         nats_url=url,
         agent_zygote=zygote,
+        agent_rules=rules,
         agent_slots=4,
         agent_heartbeat_seconds=0.3,
         checkpoint_dir=home / "checkpoints",

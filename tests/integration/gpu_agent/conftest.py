@@ -123,10 +123,11 @@ class LocalAgent:
         with_options: Options | None = None,
         *,
         zygote: bool = False,
+        rules: bool = False,
         beat_every: float | None = None,
     ) -> Agent:
         """`beat_every`: seconds between two heartbeats that nothing calls for, from the first one on."""
-        settings = agent_settings(self.broker.home, self.broker.url, zygote=zygote)
+        settings = agent_settings(self.broker.home, self.broker.url, zygote=zygote, rules=rules)
         self.stop = asyncio.Event()
         self.agent = Agent(settings, HOST, with_options or options())
         if beat_every is not None:

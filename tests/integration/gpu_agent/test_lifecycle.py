@@ -310,7 +310,7 @@ async def test_a_trainer_is_told_where_rewards_are_and_the_token_by_the_descript
     (home / "run").mkdir(exist_ok=True)
     told = {"url": "http://127.0.0.1:4321", "pid": os.getpid()}
     (home / "run" / "reward.json").write_text(json.dumps(told))
-    agent = await local_agent.start()
+    agent = await local_agent.start(rules=True)
     await plane.want(plane.entry("job1", config={"algorithm": "grpo"}, oom_halvings=2))
     await plane.wait_exited("job1")
     files = agent.files.job("job1").attempt(1)
