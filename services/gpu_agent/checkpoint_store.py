@@ -50,6 +50,12 @@ def folder_name(step: int) -> str:
     return f"checkpoint-{step}"
 
 
+def step_in(name: str) -> int | None:
+    """Return the step in the name of a checkpoint's folder, or None for another name."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
 def begin(checkpoint_dir: Path, step: int) -> Path:
     """Make the hidden folder in which a checkpoint is written before `publish` shows it."""
     folder = checkpoint_dir / f"{LEFTOVER_PREFIX}{folder_name(step)}-{secrets.token_hex(4)}"

@@ -57,6 +57,7 @@ class RunProcesses:
     shim: ProcessRef
     trainer: ProcessRef | None
     boot_id: str
+    warm: bool = False
 
     @staticmethod
     def read(path: Path) -> RunProcesses | None:
@@ -70,6 +71,7 @@ class RunProcesses:
                 ProcessRef(document["shim"]["pid"], document["shim"]["start_time"]),
                 ProcessRef(trainer["pid"], trainer["start_time"]) if trainer else None,
                 str(document["boot_id"]),
+                bool(document.get("warm")),
             )
         except (KeyError, TypeError):
             return None

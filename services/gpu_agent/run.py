@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.gpu_agent import shim
+from services.gpu_agent import checkpoint_store, shim
 from services.gpu_agent.core.exits import Ending, Evidence, ExitRecord, classify, with_shortage
 from services.gpu_agent.core.numbering import Position
 from services.gpu_agent.core.reconcile import Phase, RunView
 from services.gpu_agent.core.stall import is_stalled
-from services.gpu_agent.facts import RunCollected, RunExited
+from services.gpu_agent.facts import RunCollected, RunExited, RunStarted
 from services.gpu_agent.layout import AttemptFiles, JobFiles
 from services.gpu_agent.processes import (
     ProcessRef,
@@ -31,7 +31,7 @@ from shared.clock import Clock
 from shared.disk.reserve import give_back
 from shared.disk.volumes import volume_of
 from shared.log import logger
-from shared.runs import RunResult, write_atomic_json
+from shared.runs import RunResult, RunSpec, write_atomic_json
 
 LOCK_SECONDS = 1.0
 """How often a lock is looked at; the end of a process is noticed at once."""
@@ -80,6 +80,30 @@ class Run:
         """What the reconciler sees."""
         collected = self.spool.facts.has(RunCollected)
         return RunView(self.job, self.attempt, self.phase, self.stopping, collected)
+
+    # the start
+
+    def tell_started(self) -> bool:
+        """Write `started` once there is a trainer; tell whether it is written. Raises OSError.
+
+        An agent that dies between a start and this fact leaves it to the next one: users would read PENDING to the end.
+        """
+        facts = self.spool.facts
+        processes = RunProcesses.read(self.files.pid)
+        if facts.has(RunStarted) or processes is None or processes.trainer is None:
+            return facts.has(RunStarted)
+        facts.append(
+            RunStarted(
+                seq=0,
+                t=self.files.pid.stat().st_mtime,
+                pid=processes.trainer.pid,
+                boot_id=processes.boot_id,
+                warm=processes.warm,
+                resume_step=_resume_step(self.files.spec),
+            )
+        )
+        logger("run").info("started", job=self.job, attempt=self.attempt, pid=processes.trainer.pid)
+        return True
 
     # watching
 
@@ -235,6 +259,7 @@ class Run:
 
     async def finish(self) -> RunExited:
         """Prove that nothing is left, find out how it ended, and write the last fact. Raises OSError on a full disk."""
+        self.tell_started()
         left = await self._leftovers()
         ending = await asyncio.to_thread(self._judge)
         self.spool.note_all_checkpoints()
@@ -315,6 +340,15 @@ class Run:
         )
         volume = volume_of(self.files.root)
         return with_shortage(ending, (volume,) if volume else ())
+
+
+def _resume_step(spec: Path) -> int | None:
+    """Return the step of the checkpoint that an attempt goes on from; None for one from the start."""
+    try:
+        found = RunSpec.model_validate_json(spec.read_bytes()).resume_from
+    except (OSError, ValueError):
+        return None
+    return None if found is None else checkpoint_store.step_in(found.name)
 
 
 def _result(path: Path) -> RunResult | None:

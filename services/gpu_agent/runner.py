@@ -37,6 +37,8 @@ from shared.runs import write_atomic_json
 STALL_SECONDS = 5.0
 RESEND_SECONDS = 60.0
 RETRY_SECONDS = 5.0
+TELL_SECONDS = 0.5
+"""How often an attempt whose start is not told yet is looked at."""
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}\Z")
 
 
@@ -79,6 +81,8 @@ class Runner:
                 logger("runner").error("attempt_unreadable", path=str(folder), error=str(error))
                 continue
             run.phase = run.look()
+            if run.phase in (Phase.ALIVE, Phase.GONE):
+                _told(run)
             if not run.spool.done:
                 self._relay.add(run.spool)
             if run.phase in (Phase.ALIVE, Phase.GONE):
@@ -209,6 +213,8 @@ class Runner:
 
     async def _see_out(self, run: Run) -> None:
         """Stay with a run until its last fact is written."""
+        while not (_told(run) or run.unkillable or await run.wait_gone(TELL_SECONDS)):
+            pass
         await run.wait_gone()
         run.phase = Phase.GONE
         fact = None
@@ -316,6 +322,14 @@ class Runner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _told(run: Run) -> bool:
+    """Tell whether `started` is written. On a full disk it is tried again, at the latest before `exited`."""
+    try:
+        return run.tell_started()
+    except OSError:
+        return False
 
 
 def _log_end(log: Path) -> int:

@@ -157,10 +157,10 @@ def is_overdue(launch: dict[str, Any]) -> bool:
     return bool(counts and now() > lease["renewed"] + launch["stop_after"] * 0.98)
 
 
-def record(attempt_dir: str, trainer: int) -> None:
-    """Write `pid.json` with both processes."""
-    document = {"shim": identity(os.getpid()), "trainer": identity(trainer), "boot_id": boot_id()}
-    write_json(os.path.join(attempt_dir, "pid.json"), document)  # noqa: PTH118
+def record(attempt_dir: str, trainer: int, *, warm: bool) -> None:
+    """Write `pid.json` with both processes; `warm`: the trainer was forked with its libraries loaded."""
+    both = {"shim": identity(os.getpid()), "trainer": identity(trainer)}
+    write_json(f"{attempt_dir}/pid.json", {**both, "boot_id": boot_id(), "warm": warm})
 
 
 def report(fd: int, document: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ def start(attempt_dir: str, ready: int, secrets: int | None) -> int:
             os._exit(EX_START)
     if secrets is not None:
         os.close(secrets)
-    record(attempt_dir, trainer)
+    record(attempt_dir, trainer, warm=False)
     report(ready, {"ok": True, "trainer": trainer, "shim": os.getpid(), "warm": False})
     return keep(attempt_dir, trainer, locks, launch)
 

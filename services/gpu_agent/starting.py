@@ -12,14 +12,13 @@ from pathlib import Path
 
 import psutil
 
-from services.gpu_agent import shim
 from services.gpu_agent.core.exits import Ending
 from services.gpu_agent.core.reconcile import Phase
-from services.gpu_agent.facts import RunAccepted, RunCheckpoint, RunRefused, RunStarted
+from services.gpu_agent.facts import RunAccepted, RunCheckpoint, RunRefused
 from services.gpu_agent.hooks.checks import CHECKS, Check, run_checks
 from services.gpu_agent.hooks.context import HookContext, Refusal
 from services.gpu_agent.inventory import Inventory
-from services.gpu_agent.launcher import Launcher, NotStarted, Started
+from services.gpu_agent.launcher import Launcher, NotStarted
 from services.gpu_agent.layout import HostFiles
 from services.gpu_agent.run import Begun, Run
 from services.gpu_agent.secrets_client import SecretsUnavailable
@@ -106,7 +105,8 @@ class Starter:
             with contextlib.suppress(Begun):
                 self._not_started(run, outcome)
                 return
-        self._started(run, outcome, context)
+        run.phase = Phase.ALIVE
+        run.tell_started()
 
     def reap(self) -> None:
         """Collect shims that have ended."""
@@ -230,21 +230,6 @@ class Starter:
                 message_zh=text.zh + detail,
             )
         )
-
-    def _started(self, run: Run, outcome: Started | NotStarted, context: HookContext) -> None:
-        pid = outcome.trainer if isinstance(outcome, Started) else 0
-        run.phase = Phase.ALIVE
-        run.spool.facts.append(
-            RunStarted(
-                seq=0,
-                t=time.time(),
-                pid=pid,
-                boot_id=shim.boot_id(),
-                warm=isinstance(outcome, Started) and outcome.warm,
-                resume_step=context.resume_step,
-            )
-        )
-        logger("runner").info("started", job=run.job, attempt=run.attempt, pid=pid)
 
 
 def refuse(run: Run, reason: Reason, en: str, zh: str, *, shortage: Shortage | None = None) -> None:

@@ -90,7 +90,7 @@ def _become_shim(
         trainer = os.fork()
         if trainer == 0:
             _become_trainer(attempt_dir, launch, locks, secrets, run_attempt, read_secrets)
-        shim.record(attempt_dir, trainer)
+        shim.record(attempt_dir, trainer, warm=True)
         shim.report(ready, {"ok": True, "trainer": trainer, "shim": os.getpid(), "warm": True})
         for lock in locks:
             os.set_inheritable(lock, True)

@@ -257,7 +257,9 @@ def _check_attempts(job: JobSeen) -> list[Violation]:
         where = f"{job.uuid}.{attempt.number}"
         first = (attempt.resume_step or 0) + 1
         expected = tuple(range(first, first + len(attempt.logged)))
-        if attempt.logged != expected:
+        if attempt.logged and not attempt.started:
+            found.append(Violation("start not told", where, f"{len(attempt.logged)} steps"))
+        elif attempt.logged != expected:
             found.append(Violation("trainer missed or doubled a step", where, str(attempt.logged)))
         if attempt.stored_before is not None:
             if attempt.stored != attempt.stored_before:

@@ -64,6 +64,7 @@ PLANTED: dict[str, tuple[Observation, str]] = {
         with_second(logged=(5, 7, 8), stored=(5, 7, 8)),
         "trainer missed or doubled a step",
     ),
+    "start that nobody told": (with_second(started=False), "start not told"),
     "a step that no checkpoint tells of": (
         with_job(
             attempts=(

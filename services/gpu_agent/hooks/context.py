@@ -59,7 +59,6 @@ class HookContext:
     train_data_path: str = ""
     eval_data_path: str | None = None
     resume_from: Path | None = None
-    resume_step: int | None = None
     skipped: frozenset[int] = frozenset()
     """Steps of checkpoints that are there and do not belong to the job's history."""
     datasets: dict[str, str] = field(default_factory=dict)

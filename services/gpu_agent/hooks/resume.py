@@ -41,7 +41,7 @@ def check(context: HookContext) -> Refusal | None:
             continue
         problem = checkpoint_store.verify(found.path)
         if problem is None:
-            context.resume_from, context.resume_step = found.path, found.step
+            context.resume_from = found.path
             context.notes.append(("INFO", f"Resuming from {found.path}"))
             return None
         context.notes.append(("WARNING", f"{found.path} is damaged and is skipped: {problem}"))

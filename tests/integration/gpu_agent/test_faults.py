@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from services.gpu_agent import shim
+from services.gpu_agent.facts import FactLog, RunAccepted
 from services.gpu_agent.launcher import Launcher, NotStarted, Started
 from services.gpu_agent.processes import RunProcesses
 from services.gpu_agent.settings import AgentSettings
@@ -255,7 +256,12 @@ def launcher_for(home: Path) -> tuple[Launcher, AgentSettings]:
 
 
 async def begin(
-    launcher: Launcher, settings: AgentSettings, plane_entry: dict, *, attempt: int = 1
+    launcher: Launcher,
+    settings: AgentSettings,
+    plane_entry: dict,
+    *,
+    attempt: int = 1,
+    resume_from: str | None = None,
 ) -> Started | NotStarted:
     entry = ControlEntry.model_validate(
         {"epoch": "e", "job": "job1", "attempt": attempt, "desired": "run"} | plane_entry
@@ -268,6 +274,7 @@ async def begin(
         job="job1", attempt=attempt, algorithm="sft", config=entry.config, model_path="",
         train_data_path="", checkpoint_dir=home_of(settings), work_dir=files.root,
         attempt_dir=attempt_files.root, gpus=(GpuRef(index=0, uuid="slot-0"),),
+        resume_from=None if resume_from is None else home_of(settings) / resume_from,
     )  # fmt: skip
     attempt_files.spec.write_text(spec.model_dump_json())
     launcher.write_launch(attempt_files, spec, entry)
@@ -292,6 +299,34 @@ async def test_double_start_is_impossible(home: Path, clean_up: None) -> None:
     processes.trainer.send(signal.SIGKILL)
     await eventually(lambda: not processes.shim.is_alive(), 10)
     assert await begin(launcher, settings, config) == NotStarted("used", "")
+    launcher.reap()
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["it runs", "it has ended"])
+async def test_start_that_an_agent_did_not_live_to_tell_is_told_by_the_next(
+    agent_process: AgentProcess, plane: ControlPlane, ended: bool
+) -> None:
+    launcher, settings = launcher_for(agent_process.broker.home)
+    files = settings.files.job("job1").attempt(1)
+    config = SLOW | ({"steps": 2} if ended else {})
+    started = await begin(launcher, settings, {"config": config}, resume_from="checkpoint-40")
+    assert isinstance(started, Started)
+    FactLog(files.facts).append(RunAccepted(seq=0, t=time.time(), gpus=(0,)))
+    if ended:
+        await eventually(files.exit.exists, 20)
+        launcher.reap()
+    else:
+        await plane.want(plane.entry("job1", config=config))
+    await agent_process.start()
+    await plane.wait_fact("job1", "started")
+    fact = plane.of("job1", "run")[1]
+    assert (fact["pid"], fact["boot_id"], fact["warm"]) == (started.trainer, shim.boot_id(), False)
+    assert fact["resume_step"] == 40
+    assert abs(fact["t"] - files.pid.stat().st_mtime) < 0.01
+    await plane.want(plane.entry("job1", desired="pause"))
+    assert (await plane.wait_exited("job1")).outcome == ("completed" if ended else "stopped")
+    told = [fact for fact in plane.facts("job1") if fact != "checkpoint"]
+    assert told == ["accepted", "started", "exited"]
     launcher.reap()
 
 
