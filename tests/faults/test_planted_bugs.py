@@ -83,7 +83,7 @@ BUGS: dict[str, tuple[Plant, Proof, set[str]]] = {
         {"step missing or doubled"},
     ),
     "a stale attempt's metrics are stored": (
-        Plant("services/api/projections/telemetry.py", "elif row.fenced:", "elif False:"),
+        Plant("services/api/projections/telemetry.py", "elif row.fenced and", "elif False and"),
         freezing,
         {"stale write stored"},
     ),

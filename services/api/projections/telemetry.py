@@ -59,18 +59,18 @@ class Outcome:
 
 def apply_jobs(ledger: Ledger, items: Sequence[Item], now: float) -> None:
     """Apply messages of JOBS in order."""
-    for _, _, event in items:
+    for message, _, event in items:
         if isinstance(event, JobEventBase):
-            apply_job(ledger, event, now)
+            apply_job(ledger, event, message.time.timestamp(), now)
 
 
-def apply_job(ledger: Ledger, event: JobEventBase, now: float) -> None:
-    """Note attempts and allot a status frame; a terminal one waits for the last telemetry."""
+def apply_job(ledger: Ledger, event: JobEventBase, at: float, now: float) -> None:
+    """Note attempts and allot a status frame; a terminal one waits for the last telemetry. `at`: when the broker had it."""
     state = event.state
     live = ledger.job(state.job)
     if state.job_n <= live.job_n or live.deleted:
         return
-    _note_attempt(ledger, live, event)
+    _note_attempt(ledger, live, event, at)
     if live.pending is not None and not state.status.is_terminal:
         finish(ledger, live, now)
     shown = live.pending or live.state
@@ -142,7 +142,7 @@ def _differs(old: JobState | None, new: JobState) -> bool:
     return old is None or old.model_dump(exclude=_NOT_SHOWN) != new.model_dump(exclude=_NOT_SHOWN)
 
 
-def _note_attempt(ledger: Ledger, live: LiveJob, event: JobEventBase) -> None:
+def _note_attempt(ledger: Ledger, live: LiveJob, event: JobEventBase, at: float) -> None:
     state = event.state
     if state.attempt < 1:
         return
@@ -150,8 +150,10 @@ def _note_attempt(ledger: Ledger, live: LiveJob, event: JobEventBase) -> None:
     if row is None and state.host is not None:
         for older in ledger.attempts_of(live.job):
             # on the same host it was over before the newer one began, which goes on from what it had saved
-            if older.attempt < state.attempt and not older.ended and older.host != state.host:
+            moved = older.attempt < state.attempt and older.host != state.host
+            if moved and not older.ended and not older.fenced:
                 older.fenced = True
+                older.fenced_at = at
         row = ledger.add_attempt(live, state.attempt, state.host)
     if row is not None and event.change in _ENDS and state.final_seq is not None:
         row.ended = True
@@ -231,7 +233,7 @@ def _admit(
         reason = "fenced" if older else "unknown_attempt"
     elif row.host != subject.host:
         reason = "wrong_host"
-    elif row.fenced:
+    elif row.fenced and not _was_before(row, message, kind):
         reason = "fenced"
     elif first_seq > row.seq[kind] + 1:
         reason = "gap"
@@ -241,6 +243,15 @@ def _admit(
     if reason in {"malformed", "unknown_attempt", "wrong_host"}:
         outcome.rejected.append((message, str(reason)))
     return None
+
+
+def _was_before(row: Attempt, message: BusMessage, kind: Kind) -> bool:
+    """Tell whether the broker had a batch of a fenced attempt before the assignment that fenced it: only our reading was late.
+
+    The next attempt went on from a checkpoint whose metrics were there by then. Facts have their order from the scheduler,
+    which does not take them any more.
+    """
+    return kind != "run" and row.fenced_at is not None and message.time.timestamp() <= row.fenced_at
 
 
 def _metrics(

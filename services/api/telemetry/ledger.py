@@ -59,6 +59,8 @@ class Attempt:
     attempt: int
     host: str | None
     fenced: bool = False
+    fenced_at: float | None = None
+    """Broker's time, in seconds since the epoch, of the assignment that fenced it; None: before every batch."""
     ended: bool = False
     seq: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     is_new: bool = False
@@ -161,6 +163,7 @@ class Ledger:
             values = {
                 "host": row.host,
                 "fenced": row.fenced,
+                "fenced_at": row.fenced_at,
                 "ended": row.ended,
                 **{f"{kind}_seq": row.seq[kind] for kind in KINDS},
             }
@@ -203,6 +206,7 @@ def attempt_of(row: Any) -> Attempt:
         attempt=row["attempt"],
         host=row["host"],
         fenced=row["fenced"],
+        fenced_at=row["fenced_at"],
         ended=row["ended"],
         seq={kind: row[f"{kind}_seq"] for kind in KINDS},
     )

@@ -65,6 +65,7 @@ attempt = Table(
     Column("attempt", Integer, primary_key=True),
     Column("host", Text),
     Column("fenced", Boolean, nullable=False, doc="a newer one was assigned before this ended"),
+    Column("fenced_at", Float, doc="broker's time of that assignment; null: before every batch"),
     Column("ended", Boolean, nullable=False),
     Column("run_seq", BigInteger, nullable=False),
     Column("met_seq", BigInteger, nullable=False),

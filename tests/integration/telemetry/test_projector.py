@@ -139,6 +139,33 @@ async def test_a_projector_killed_at_any_point_stores_everything_once(sqlite_yar
     ]
 
 
+async def test_an_api_that_comes_back_after_a_job_was_moved_stores_what_was_there_before(
+    yard: Yard,
+) -> None:
+    """However the streams are read side by side: the fence stands where the broker had it."""
+    await yard.job(Change.ASSIGNED, 1, attempt=1, host="h1")
+    await yard.tell("met", met(1, [metric(1, loss=1.0)]))
+    await yard.until_frames(["status", "metric"])
+    await yard.projector.stop()
+    await yard.tell("met", met(2, [metric(2, loss=1.0)]))
+    await yard.job(Change.REQUEUED, 2, attempt=1)
+    await yard.job(Change.ASSIGNED, 3, attempt=2, host="h2")
+    await yard.tell("met", met(3, [metric(3, loss=1.0)]))
+    yard.projector = yard.new_projector()
+    last = next(p for p in yard.projector._projections if p.stream == "METRICS")
+    read = last._read
+
+    async def behind_jobs() -> None:
+        await eventually(lambda: yard.projector._positions["JOBS"].last_seq == 3)
+        await read()
+
+    last._read = behind_jobs  # type: ignore[method-assign]
+    await yard.projector.start()
+    await eventually(lambda: yard.projector.stats.stale == {"fenced": 1})
+    assert [f.data["step"] for f in yard.frames() if f.type == "metric"] == [1, 2]
+    assert (await yard.acked()).refused
+
+
 async def test_a_wiped_broker_changes_nothing_that_was_stored(
     sqlite_yard: Yard, broker: RunningBroker, bus_for: BusFor
 ) -> None:

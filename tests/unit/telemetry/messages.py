@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.api.projections.main import Item
@@ -25,8 +25,11 @@ STATUS_OF = {
 }
 
 
-def item(subject: str, event: EventBase, seq: int = 1, stream: str = "METRICS") -> Item:
-    message = BusMessage(subject, {}, b"", stream, seq, AT, "e1")
+def item(
+    subject: str, event: EventBase, seq: int = 1, stream: str = "METRICS", after: float = 0.0
+) -> Item:
+    """Return a message that the broker had `after` seconds after the first one."""
+    message = BusMessage(subject, {}, b"", stream, seq, AT + timedelta(seconds=after), "e1")
     return message, Envelope("id", "/trainyard/test", AT), event  # type: ignore[return-value]
 
 

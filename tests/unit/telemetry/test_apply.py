@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from services.api.projections.telemetry import (
     MAX_SERIES,
@@ -20,6 +21,7 @@ from services.api.telemetry.frames import read_frames
 from services.api.telemetry.latest import read_latest
 from services.api.telemetry.ledger import Ledger
 from services.api.telemetry.series import ChartQuery, chart
+from services.api.telemetry.tables import attempt
 from shared.db import Database
 from shared.events.calls import AckQuery, AttemptCursor
 from shared.events.run import RunCheckpoint, RunExited, RunStarted, SampleBatch, SystemBatch
@@ -44,22 +46,18 @@ class Bench:
 
         self.database.submit(run).result(10)
 
-    def jobs(self, *events: Any) -> None:
-        self._write(
-            lambda ledger: apply_jobs(
-                ledger, [item("job.j", e, stream="JOBS") for e in events], NOW
-            )
-        )
+    def jobs(self, *events: Any, after: float = 0.0) -> None:
+        items = [item("job.j", e, stream="JOBS", after=after) for e in events]
+        self._write(lambda ledger: apply_jobs(ledger, items, NOW))
 
     def runs(self, *facts: Any, subject: str = "run.h1.j.1") -> None:
         self._write(
             lambda ledger: apply_run_facts(ledger, [item(subject, f) for f in facts], self.outcome)
         )
 
-    def batches(self, *events: Any, subject: str = "met.h1.j.1") -> None:
-        self._write(
-            lambda ledger: apply_batches(ledger, [item(subject, e) for e in events], self.outcome)
-        )
+    def batches(self, *events: Any, subject: str = "met.h1.j.1", after: float = 0.0) -> None:
+        items = [item(subject, e, after=after) for e in events]
+        self._write(lambda ledger: apply_batches(ledger, items, self.outcome))
 
     def finish(self) -> None:
         self._write(lambda ledger: finish(ledger, ledger.job("j"), NOW))
@@ -141,11 +139,39 @@ def test_an_attempt_given_up_is_fenced_when_a_newer_one_is_assigned(bench: Bench
         job_event(Change.REQUEUED, 2, attempt=1),
         job_event(Change.ASSIGNED, 3, attempt=2, host="h2"),
     )
-    bench.batches(met(2, [metric(2, loss=9.0)]))
-    bench.batches(met(1, [metric(2, loss=1.0)]), subject="met.h2.j.2")
+    bench.batches(met(2, [metric(2, loss=9.0)]), after=0.001)
+    bench.batches(met(1, [metric(2, loss=1.0)]), subject="met.h2.j.2", after=0.002)
     assert bench.outcome.stale == {"fenced": 1}
     assert [d["attempt"] for t, d in bench.frames() if t == "metric"] == [1, 2]
     assert bench.seqs(attempt=1) is None
+
+
+def test_what_the_broker_had_before_an_attempt_was_fenced_is_stored_however_late_it_is_read(
+    bench: Bench,
+) -> None:
+    """JOBS may be read before METRICS: the next attempt goes on from a checkpoint whose metrics wait there."""
+    bench.batches(met(1, [metric(1, loss=4.0)]))
+    bench.jobs(job_event(Change.ASSIGNED, 2, attempt=2, host="h2"))
+    bench.runs(RunExited(seq=1, t=1.0, outcome="stopped", last_seq={"met": 9}))
+    assert bench.outcome.stale == {"fenced": 1}, "facts have their order from the scheduler"
+    bench.batches(met(3, [metric(3, loss=9.0)]), after=-1.0)
+    assert bench.outcome.stale == {"fenced": 1, "gap": 1}
+    bench.batches(met(2, [metric(2, loss=3.0)]), after=-1.0)
+    bench.batches(met(1, [metric(3, loss=2.0)]), subject="met.h2.j.2", after=2.0)
+    bench.batches(met(3, [metric(3, loss=9.0), metric(4, loss=9.0)]), after=3.0)
+    assert bench.outcome.stale == {"fenced": 3, "gap": 1}
+    bench.jobs(job_event(Change.ASSIGNED, 3, attempt=3, host="h3"), after=5.0)
+    bench.batches(met(3, [metric(3, loss=9.0)]), after=4.0)
+    assert bench.outcome.stale == {"fenced": 4, "gap": 1}
+    result = bench.database.read_now(lambda s: chart(s, "j", ChartQuery()))
+    assert (result.x, result.series) == ([1, 2, 3], {"loss": [4.0, 3.0, 2.0]})
+
+
+def test_an_attempt_fenced_before_its_time_was_noted_stays_shut(bench: Bench) -> None:
+    bench.jobs(job_event(Change.ASSIGNED, 2, attempt=2, host="h2"))
+    bench.database.submit(lambda s: s.execute(update(attempt).values(fenced_at=None))).result(10)
+    bench.batches(met(1, [metric(1, loss=2.0)]), after=-1.0)
+    assert bench.outcome.stale == {"fenced": 1}
 
 
 @pytest.mark.parametrize("by", ["scheduler", "host"])
