@@ -117,6 +117,13 @@ def parse_fact(record: dict[str, Any]) -> RunFact:
     return _ADAPTER.validate_python(record)
 
 
+def checkpoint_end(record: dict[str, Any]) -> int:
+    """Return the byte of `events.jsonl` behind the checkpoint that this line of `facts.jsonl` tells of; 0 for any other fact."""
+    if record.get("type") != "run.checkpoint.v1" or record.get("deleted"):
+        return 0
+    return int(record.get(_SOURCE, 0))
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line that need not survive a power cut; a torn line before it is closed first."""
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
@@ -143,5 +150,6 @@ __all__ = [
     "RunRefused",
     "RunStarted",
     "append_line",
+    "checkpoint_end",
     "parse_fact",
 ]

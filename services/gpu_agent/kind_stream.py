@@ -29,6 +29,7 @@ MAX_QUEUED_BYTES = 1024 * 1024
 PATIENCE_SECONDS = 15.0
 MAX_PATIENCE_SECONDS = 300.0
 _MAX_MARKS = 1024
+_MOST_BATCHES = 4
 _NO_OFFSET = -1
 
 
@@ -194,12 +195,25 @@ class KindStream:
 
     # publishing
 
-    def take(self, now: float, limits: Limits) -> list[OutBatch]:
-        """Return the messages to publish now, in order; answer with `settle`."""
+    def head(self) -> list[Item]:
+        """Return the items that `take` may turn into messages of one item each."""
+        return [self._queue[i].item for i in range(min(len(self._queue), _MOST_BATCHES))]
+
+    def sent(self) -> int | None:
+        """Return the byte up to which every item is published, however far that is; None where nothing waits."""
+        if self._in_flight:
+            return self._in_flight[0].first_end - 1
+        if self._queue:
+            return self._queue[0].position.offset - 1
+        return self.read.offset if self.read.offset < self.limit() else None
+
+    def take(self, now: float, limits: Limits, most: int = _MOST_BATCHES) -> list[OutBatch]:
+        """Return the messages to publish now, in order, at most so many new ones; answer with `settle`."""
         if self._in_flight or now < self.retry_at:
             return self._in_flight if now >= self.retry_at else []
-        head = [self._queue[i] for i in range(min(len(self._queue), limits.count * 4))]
-        batches = cut(head, limits, now - self._oldest, most=4)
+        size = min(len(self._queue), limits.count * _MOST_BATCHES)
+        head = [self._queue[i] for i in range(size)]
+        batches = cut(head, limits, now - self._oldest, most=most)
         for batch in batches:
             for _ in batch.items:
                 self._queued_bytes -= self._queue.popleft().size
@@ -231,8 +245,8 @@ class KindStream:
             # the place of an item inside a batch is not kept: a restart reads the whole batch again
             inside = Position(first.first_seq + middle - 1, _NO_OFFSET)
             self._in_flight[:1] = [
-                OutBatch(first.first_seq, first.items[:middle], inside),
-                OutBatch(first.first_seq + middle, first.items[middle:], first.end),
+                replace(first, items=first.items[:middle], end=inside),
+                replace(first, first_seq=first.first_seq + middle, items=first.items[middle:]),
             ]
             return True
         item = first.items[0]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from services.gpu_agent.core.batching import Limits, OutBatch
+from services.gpu_agent.core.holding import Answers
 from services.gpu_agent.core.spool_cap import HOST_CAP_BYTES, to_drop
 from services.gpu_agent.facts import parse_fact
 from services.gpu_agent.kind_stream import KindStream
@@ -19,10 +20,13 @@ from services.gpu_agent.spool import AttemptSpool
 from shared.bus.jetstream import Bus, Item
 from shared.bus.port import (
     BusError,
+    BusUnavailable,
     MessageTooLarge,
     PermissionDenied,
     PubAck,
+    PublishTimeout,
     StreamFull,
+    StreamMissing,
 )
 from shared.clock import Clock
 from shared.events import subjects
@@ -48,7 +52,10 @@ IDLE_SECONDS = 0.25
 WEIGH_SECONDS = 2.0
 EPOCH_SECONDS = 30.0
 EPOCH_RETRY_SECONDS = 1.0
+ASK_SECONDS = 2.0
 _MOST_MESSAGES = 64
+_NO_ANSWER = (PublishTimeout, BusUnavailable)
+_ONE = Limits(1, 1, 0.0)
 
 
 class Relay:
@@ -71,6 +78,8 @@ class Relay:
         self._spools: dict[tuple[str, int], AttemptSpool] = {}
         self._wake = {lane: asyncio.Event() for lane in LANES}
         self._look = asyncio.Event()
+        now = clock.boot()
+        self._answers = Answers(now, now)
         self._epochs: dict[str, str] = {}
         self._check_epochs = asyncio.Event()
         self.on_facts_lost: Callable[[], None] = lambda: None
@@ -176,10 +185,26 @@ class Relay:
         while True:
             sent = await self._publish_once(lane, bus)
             if not sent:
+                if lane == "RUNS":
+                    await self._ask_while_held(bus)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause()):
                         await wake.wait()
             wake.clear()
+
+    async def _ask_while_held(self, bus: Bus) -> None:
+        """While a checkpoint waits and nothing is heard, find out whether the broker answers: only then its wait has an end."""
+        if not any(spool.hold is not None for spool in self._spools.values()):
+            return
+        if self._clock.boot() - self._answers.last < ASK_SECONDS:
+            return
+        with contextlib.suppress(BusError):
+            with contextlib.suppress(StreamMissing, PermissionDenied):  # these are answers too
+                await bus.stream_state("RUNS", timeout=ASK_SECONDS)
+            self._heard()
+
+    def _heard(self) -> None:
+        self._answers = self._answers.heard(self._clock.boot())
 
     def _pause(self) -> float:
         return ACTIVE_SECONDS if self.has_queue else IDLE_SECONDS
@@ -208,8 +233,10 @@ class Relay:
                 if room <= 0:
                     break
                 stream = spool.streams[kind]
-                limits = Limits(1, 1, 0.0) if kind == "run" else self._limits
-                batches = [] if spool.refused and kind != "run" else stream.take(now, limits)
+                if kind == "run":
+                    batches = stream.take(now, _ONE, spool.leaving(self._answers, now))
+                else:
+                    batches = [] if spool.refused else stream.take(now, self._limits)
                 if batches:
                     plan.append((spool, stream, batches))
                     room -= len(batches)
@@ -240,7 +267,11 @@ class Relay:
     ) -> None:
         now = self._clock.boot()
         error = next((r for r in results if isinstance(r, BusError)), None)
+        if any(not isinstance(r, _NO_ANSWER) for r in results):
+            self._heard()
         stream.settle([isinstance(r, PubAck) for r in results], now)
+        if spool.hold is not None and stream.kind == "met":
+            self._wake["RUNS"].set()
         if error is None:
             if stream.failures:
                 logger("relay").info("publishing_again", job=spool.job, kind=stream.kind)
@@ -282,6 +313,7 @@ class Relay:
 
     def note_epoch(self, lane: str, epoch: str) -> bool:
         """Take the present epoch of a stream; tell whether it changed since the last look of this agent."""
+        self._heard()
         changed = self._epochs.get(lane, epoch) != epoch
         self._epochs[lane] = epoch
         for spool in self._spools.values():

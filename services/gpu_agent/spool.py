@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from services.gpu_agent.core import loglines
+from services.gpu_agent.core import holding, loglines
+from services.gpu_agent.core.holding import Answers, Hold
 from services.gpu_agent.core.numbering import Gap, Item, Position, json_lines, of_types, shorten
 from services.gpu_agent.core.spool_cap import Held
 from services.gpu_agent.core.stall import Progress, saw
-from services.gpu_agent.facts import FactLog, RunCheckpoint, RunCollected
+from services.gpu_agent.facts import FactLog, RunCheckpoint, RunCollected, checkpoint_end
 from services.gpu_agent.kind_stream import KindStream
 from services.gpu_agent.layout import AttemptFiles, JobFiles
 from shared.disk.reserve import punch_hole
@@ -27,6 +28,11 @@ _SAVE_SECONDS = 1.0
 
 class AttemptSpool:
     """Owned by the agent that holds the home's lock."""
+
+    hold: Hold | None = None
+    """The checkpoint that waits for the metrics in front of it."""
+    _overdue: Hold | None = None
+    """The last one that waited too long."""
 
     def __init__(self, job: JobFiles, number: int, *, now: float) -> None:
         """Read what is on disk. Raises OSError."""
@@ -106,6 +112,18 @@ class AttemptSpool:
                     raise
             before = position
         return bool(steps)
+
+    def leaving(self, answers: Answers, now: float) -> int:
+        """Return how many of the next facts may go out now. What is in flight was let go before."""
+        sources = [checkpoint_end(item) for item in self.streams["run"].head()]
+        if self.hold is None and not any(sources):
+            return len(sources)
+        sent = None if self.refused else self.streams["met"].sent()
+        count, self.hold = holding.leaving(sources, sent, self.hold, answers, now)
+        if self.hold is not None and count == len(sources) and self._overdue != self.hold:
+            self._overdue = self.hold
+            logger("relay").warning("checkpoint_before_metrics", job=self.job, metrics_at=sent)
+        return count
 
     def held(self) -> Held:
         """Return what of this attempt is on disk and not confirmed."""

@@ -17,6 +17,7 @@ STAYS = Case("keep", (Break(Way.BOTH),))
 STAYS_LONG = Case("keep", (Break(Way.BOTH, 16.0),))
 """Longer than the agent waits for the broker to take a message."""
 MOVES = Case("stop_and_requeue", (Break(Way.BOTH),), shared=True)
+MOVES_DEAF = Case("stop_and_requeue", (Break(Way.TO_AGENT),), shared=True)
 BUGS: dict[str, tuple[Plant, Case, set[str]]] = {
     "the reason is not cleared": (
         Plant(LEASES, "draft.change(job, Change.RECONNECTED, reason=reason)", "pass"),
@@ -62,6 +63,13 @@ BUGS: dict[str, tuple[Plant, Case, set[str]]] = {
             "(False and c.step not in known)",
         ),
         MOVES,
+        {"gap in the curve"},
+    ),
+    "a checkpoint is told before the metrics that led to it": (
+        Plant(
+            "services/gpu_agent/core/holding.py", "if first is None:", "if first is None or True:"
+        ),
+        MOVES_DEAF,
         {"gap in the curve"},
     ),
 }

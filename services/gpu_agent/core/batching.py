@@ -35,6 +35,8 @@ class OutBatch:
     first_seq: int
     items: tuple[dict[str, Any], ...]
     end: Position
+    first_end: int
+    """The byte behind the first item, or an earlier one."""
 
 
 def cut(
@@ -53,7 +55,12 @@ def cut(
             break
         taken = queue[start:end]
         batches.append(
-            OutBatch(taken[0].position.seq, tuple(q.item for q in taken), taken[-1].position)
+            OutBatch(
+                taken[0].position.seq,
+                tuple(q.item for q in taken),
+                taken[-1].position,
+                taken[0].position.offset,
+            )
         )
         start = end
     return batches

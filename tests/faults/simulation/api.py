@@ -267,7 +267,10 @@ class ApiNode:
             telemetry.apply_run_facts(self.ledger, fresh, telemetry.Outcome())
             self.checks.api_runs(self.ledger)
         else:
-            telemetry.apply_batches(self.ledger, fresh, telemetry.Outcome())
+            for item in fresh:
+                self.checks.said_at = item[0].time
+                telemetry.apply_batches(self.ledger, [item], telemetry.Outcome())
+            self.checks.said_at = None
 
     def _main_seq(self, item: Item) -> tuple[bool, int] | None:
         """Return (is this attempt superseded without a proper end, last number stored)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 from services.api.projections.main import Item as DecodedItem
 from shared.bus.port import (
@@ -15,6 +16,7 @@ from shared.bus.port import (
     StreamReset,
 )
 from shared.events.base import Envelope, EventBase
+from shared.events.run import MetricsBatch
 from tests.faults.simulation.engine import WALL, Engine
 
 STREAMS = ("REQUESTS", "JOBS", "RUNS", "METRICS")
@@ -60,6 +62,8 @@ class Broker:
     def __post_init__(self) -> None:
         """Make empty stores."""
         self.links: dict[str, Link] = {}
+        self.numbers: dict[str, int] = {}
+        """Subject of metrics → the highest number that was ever stored there."""
         self.streams: dict[str, Stream] = {}
         self.readers: dict[str, list[Callable[[], None]]] = {name: [] for name in STREAMS}
         self.watchers: dict[str, Callable[[str, bytes | None], None]] = {}
@@ -169,10 +173,14 @@ class Broker:
             if known is not None:
                 self.engine.saw("a message was stored twice")
             seq = len(stream.messages) + 1
-            message = BusMessage(subject, {}, b"", name, seq, WALL, stream.epoch)
+            at = WALL + timedelta(seconds=self.engine.now)
+            message = BusMessage(subject, {}, b"", name, seq, at, stream.epoch)
             stream.messages.append((message, envelope, event))  # type: ignore[arg-type]
             stream.ids[key] = seq
             known = seq
+            if isinstance(event, MetricsBatch):
+                last = event.first_seq + len(event.items) - 1
+                self.numbers[subject] = max(last, self.numbers.get(subject, 0))
             for wake in self.readers[name]:
                 wake()
         return known

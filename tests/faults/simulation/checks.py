@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from services.scheduler.core.decisions import (
@@ -14,6 +15,7 @@ from services.scheduler.core.decisions import (
     Published,
 )
 from services.scheduler.core.inputs import FactArrived, Input
+from services.scheduler.core.state import Checkpoint
 from shared.events.job import JobEventBase
 from shared.events.subjects import RunSubject
 from shared.jobs.lifecycle import Change
@@ -47,7 +49,12 @@ class Checks:
         self.api_newest: dict[str, int] = {}
         self.api_job_n: dict[str, int] = {}
         self.closed: set[Key] = set()
-        self.fenced: set[Key] = set()
+        self.fenced: dict[Key, datetime] = {}
+        """Attempts given up → when the broker had the assignment of a later one."""
+        self.deleted: set[str] = set()
+        """Jobs that the api knows to be deleted."""
+        self.said_at: datetime | None = None
+        """When the broker had the batch that is being stored; None: this is a fact."""
         self.alive: dict[str, list[tuple[Trainer, SimHost]]] = defaultdict(list)
         self.ever_started: set[Key] = set()
         self.overlap: dict[tuple[str, int, int], float] = defaultdict(float)
@@ -150,21 +157,34 @@ class Checks:
             self.fail("a checkpoint of a stale attempt was stored", *known)
         self.checkpoints.add(known)
 
+    def led_to(self, job: str, kept: Checkpoint, numbers: Mapping[str, int]) -> None:
+        """Look at a checkpoint that the scheduler stores: the metrics in front of it are in their stream, up to `numbers` by subject."""
+        key = (job, kept.attempt)
+        files = self.files.get((kept.host, *key))
+        if files is None or key in self.fenced or job in self.deleted:
+            return  # what an attempt that the api refuses has measured is not sent
+        wanted = sum(step <= kept.step for step in files.metric_steps)
+        found = numbers.get(str(RunSubject("met", kept.host, *key)), 0)
+        if found < wanted:
+            self.fail("a checkpoint was told before its metrics", *key, found, wanted)
+
     # the api's transactions
 
     def api_jobs(self, items: Sequence[Any], ledger: Any) -> None:
         """Note which attempts are fenced from here on: a newer one is there, elsewhere, and they had not ended properly."""
-        for _, _, event in items:
+        for message, _, event in items:
             if not isinstance(event, JobEventBase):
                 continue
             state = event.state
             if state.job_n <= self.api_job_n.get(state.job, 0):
                 continue
             self.api_job_n[state.job] = state.job_n
+            if state.deleted:
+                self.deleted.add(state.job)
             for older in range(1, state.attempt):
                 moved = state.host and self.host_of.get((state.job, older)) != state.host
                 if moved and (state.job, older) not in self.closed:
-                    self.fenced.add((state.job, older))
+                    self.fenced.setdefault((state.job, older), message.time)
             if event.change in ENDS and state.final_seq is not None:
                 self.closed.add((state.job, state.attempt))
 
@@ -186,7 +206,8 @@ class Checks:
     def stored(self, job: str, attempt: int, kind: str, step: int) -> None:
         """Look at one line of telemetry that was stored."""
         key = (job, attempt)
-        if key in self.fenced:
+        fenced = self.fenced.get(key)
+        if fenced is not None and (self.said_at is None or self.said_at > fenced):
             self.fail("a stale attempt's telemetry was stored", *key, kind, step)
         lines = self.lines[job, attempt, kind]
         lines.append(step)

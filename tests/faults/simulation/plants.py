@@ -11,7 +11,7 @@ from services.api.db.positions import Position
 from services.api.projections import telemetry, verdicts
 from services.api.projections.fence import fresh_items
 from services.gpu_agent import shim
-from services.gpu_agent.core import reconcile
+from services.gpu_agent.core import holding, reconcile
 from services.gpu_agent.heartbeat import HeartbeatLoop
 from services.scheduler import leader
 from services.scheduler.core import assign, facts, requests
@@ -88,7 +88,9 @@ def no_drift_at_the_scheduler(patch: pytest.MonkeyPatch) -> None:
 PLANTS: dict[str, Plant] = {
     "fence removed: scheduler": no_fence_at_the_scheduler,
     "fence removed: main database": no_fence_at_the_main_database,
-    "fence removed: telemetry": in_code(telemetry, "_admit", "elif row.fenced:", "elif False:"),
+    "fence removed: telemetry": in_code(
+        telemetry, "_admit", "elif row.fenced and", "elif False and"
+    ),
     "acknowledged before commit: scheduler": scheduler_acknowledges_before_its_commit,
     "acknowledged before commit: api": api_acknowledges_before_its_commit,
     "attempt used again": in_code(
@@ -132,6 +134,9 @@ PLANTS: dict[str, Plant] = {
         "look",
         ' and lease["renewed"] <= self.renewed + self.after',
         "",
+    ),
+    "checkpoint not held": in_code(
+        holding, "leaving", "if first is None:", "if first is None or True:"
     ),
     "self-stop skipped": in_code(shim.LeaseWatch, "look", "if not self.active:", "if True:"),
 }

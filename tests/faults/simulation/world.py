@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from services.scheduler.core.decisions import AttemptSaved
+from services.scheduler.core.decisions import AttemptSaved, CheckpointSaved
 from services.scheduler.core.inputs import Tick
 from services.scheduler.core.state import Limits
 from shared.events.requests import (
@@ -137,6 +137,8 @@ class World:
                 self.faults.strike(self.hosts[one.host])
             elif isinstance(one, AttemptSaved) and one.status == "fenced":
                 self.faults.strike_giving_away(self.hosts[one.host])
+            elif isinstance(one, CheckpointSaved) and not one.checkpoint.deleted:
+                self.checks.led_to(one.job, one.checkpoint, self.broker.numbers)
 
     def _lost_in_time(self, decisions: Any) -> None:
         """With `keep` time alone gives nothing away before `lost_after`, which goes by wall clocks and what was stored."""
