@@ -30,6 +30,8 @@ class Pacer:
         self.longer = longer
         self.free: set[str] = set()
         """Jobs that run at full speed from now on."""
+        self.held: set[str] = set()
+        """Jobs that stand still, once they have made their first step, for as long as they are here."""
         self._over: set[Path] = set()
         self._begun: set[Path] = set()
         """Attempts that have ended, and those that have made their first step."""
@@ -91,7 +93,8 @@ class Pacer:
     def _pace(self, folder: Path, trainer: ProcessRef, now: float) -> None:
         until = self._stopped_until.get(folder)
         if until is not None:
-            if now >= until or not self._is_slow(folder):
+            is_due = now >= until and folder.parent.parent.name not in self.held
+            if is_due or not self._is_slow(folder):
                 self._written[folder] = _size(folder)
                 del self._stopped_until[folder]
                 _send(trainer, signal.SIGCONT)

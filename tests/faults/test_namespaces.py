@@ -26,7 +26,7 @@ from tests.faults.partitions.second_host import TRAINYARD
 
 pytestmark = pytest.mark.e2e
 KEEP, MOVE = "keep", "stop_and_requeue"
-STEPS = 160
+STEPS = 240
 HEAL = 30.0
 """Seconds: after a cut the kernel sends again only after as long as the cut has lasted."""
 

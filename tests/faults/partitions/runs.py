@@ -14,8 +14,8 @@ from tests.faults.partitions.proxied import ProxiedLine
 from tests.faults.partitions.scene import Scene
 from tests.faults.scene import NO_ENV, Env, Report
 
-HEAL = 10.0
-"""Seconds: a connection that stood still goes on at once; one that was given up is tried again within five."""
+HEAL = 20.0
+"""Seconds: a connection that stood still goes on at once; one that was given up is tried again within five, and its machine is busy."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Outcome:
 
 
 def run(
-    home: Path, model: Path, seed: int, name: str, cases: list[Case], *, steps: int = 160,
+    home: Path, model: Path, seed: int, name: str, cases: list[Case], *, steps: int = 240,
     env: Env = NO_ENV,
 ) -> Outcome:  # fmt: skip
     """Run one scene; `env`: further settings of the stack and its hosts."""

@@ -112,7 +112,11 @@ class Scene:
 
     def host(self, label: str, case: Case | None, slots: int = 1) -> SecondHost:
         """Begin to join one host."""
-        env = {**SETTINGS, "TRAINYARD_AGENT_SLOTS": str(slots)}
+        env = {
+            **SETTINGS,
+            "TRAINYARD_AGENT_SLOTS": str(slots),
+            "TRAINYARD_AGENT_RULES": "false",  # no job here asks for rewards
+        }
         passed = ("TRAINYARD_DATA_ROOTS", "PYTHONPATH")
         env |= {name: self.stack.env[name] for name in passed if name in self.stack.env}
         if case is None:  # what moves there is to be at work soon
@@ -134,7 +138,10 @@ class Scene:
         return found
 
     def set_up(self, cases: list[Case]) -> None:
-        """Join a host for each case and bring a job to its first announced checkpoint on each; then a shelter."""
+        """Join a host for each case and bring a job to its first announced checkpoint on each; then a shelter.
+
+        One begins after the other, and stands still until all are there: many that import at once leave no heartbeat its time.
+        """
         named = [(f"box{n}", case) for n, case in enumerate(cases)]
         begun = [self.host(label, case) for label, case in named]
         places = sum(case.shared for case in cases)
@@ -156,17 +163,18 @@ class Scene:
             )
             self.followers[job] = follower
             follower.start()
-        for job in self.followers:
             until(
                 lambda j=job: self._has_checkpoint(j),
                 START_SECONDS,
                 f"{job} has a checkpoint",
                 self.stack,
             )  # type: ignore[misc]
+            self.pacer.held.add(job)
         if shelter is not None:  # not before: the jobs are to begin on hosts that will be cut off
             shelter.start()
             self.pacer.jobs_dirs.append(shelter.jobs_dir)
             until(lambda: self._is_online(SHELTER), 60, "the shelter is online", self.stack)
+        self.pacer.held.clear()
 
     def _has_checkpoint(self, job: str) -> bool:
         return any(c.step > 0 for c in self.stack.client.jobs.checkpoints(job))
