@@ -23,7 +23,13 @@ from tests.faults.proof import Report, Scene
 from tests.faults.workload import insist, tiny_job
 
 DATABASES = ("scheduler.db", "api/main.db", "api/telemetry.db")
-LONG = {"max_steps": 1000, "num_epochs": 200, "save_steps": 100, "logging_steps": 1}
+LONG = {
+    "max_steps": 300,
+    "num_epochs": 200,
+    "save_steps": 60,
+    "logging_steps": 1,
+    "context_length": 64,
+}
 SLOW = {"steady", "paused", "ends after", "late and running"}
 """Jobs that are to be at work at some moment: they make a step now and then until they may end."""
 SETTLE_SECONDS = 400.0
