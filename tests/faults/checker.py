@@ -88,6 +88,8 @@ class AttemptSeen:
     confirmed: bool = True
     stored_before: tuple[int, ...] | None = None
     """What was stored when a later attempt ran and this one's host was still frozen: nothing may come to it."""
+    heard_until: int | None = None
+    """The last step before its host heard nothing any more and the attempt was moved; None where that was not so."""
     last_line: float = 0.0
     """Unix time of its last metric line."""
     last_alive: float = 0.0
@@ -304,7 +306,11 @@ def _check_facts(attempt: AttemptSeen, where: str) -> list[Violation]:
 
 
 def _check_lost_work(job: JobSeen) -> list[Violation]:
-    """The checkpoint an attempt resumes from is never older than save_steps before any earlier end."""
+    """The checkpoint an attempt resumes from is never older than save_steps before any earlier end.
+
+    Of a host that hears nothing what it had reached before counts: it does not know that its metrics arrive, and tells no
+    checkpoint before them. What it did without answers is done again (decisions 9 and 14).
+    """
     found, reached = [], 0
     for attempt in sorted(job.attempts, key=lambda a: a.number):
         if attempt.started:
@@ -315,7 +321,8 @@ def _check_lost_work(job: JobSeen) -> list[Violation]:
                     Violation("newest checkpoint too old", f"{job.uuid}.{attempt.number}", text)
                 )
         known = attempt.logged if attempt.stored_before is None else attempt.stored_before
-        reached = max([reached, *known])
+        last = attempt.heard_until
+        reached = max([reached, *(step for step in known if last is None or step <= last)])
     return found
 
 

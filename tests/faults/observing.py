@@ -53,6 +53,8 @@ class Sight:
     homes: Sequence[Path]
     stored_before: Mapping[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     """What was stored of attempts whose host was frozen while a later attempt ran."""
+    heard_until: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """The last steps of attempts before their host heard nothing any more."""
     never_complete: Sequence[str] = ()
     roots: Sequence[tuple[Path, int]] = ()
     """(home, pid of the process above all others) of each host."""
@@ -192,6 +194,7 @@ def _attempt(sight: Sight, folder: Path) -> AttemptSeen:
         ended_at=next((f["t"] for f in facts if f["type"] in ENDS), 0.0),
         confirmed=_is_confirmed(folder),
         stored_before=sight.stored_before.get((job, number)),
+        heard_until=sight.heard_until.get((job, number)),
         last_line=lines[-1]["t"] if lines else 0.0,
         last_alive=sight.watcher.last_alive.get((job, number), 0.0),
     )

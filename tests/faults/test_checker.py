@@ -169,6 +169,16 @@ def test_what_a_frozen_host_wrote_and_nobody_stored_is_no_violation() -> None:
     assert check(with_job(attempts=(first, SECOND))) == []
 
 
+@pytest.mark.parametrize(("heard_until", "rules"), [(1, set()), (5, {"newest checkpoint too old"})])
+def test_what_a_deaf_host_did_without_answers_may_be_done_again(
+    heard_until: int, rules: set[str]
+) -> None:
+    whole = tuple(range(1, 9))
+    first = replace(FIRST, stored_before=FIRST.stored, heard_until=heard_until)
+    second = replace(SECOND, resume_step=0, logged=whole, stored=whole)
+    assert {v.rule for v in check(with_job(attempts=(first, second)))} == rules
+
+
 @pytest.mark.parametrize("planted", PLANTED)
 def test_every_planted_violation_is_reported(planted: str) -> None:
     seen, rule = PLANTED[planted]

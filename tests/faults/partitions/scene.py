@@ -24,7 +24,7 @@ from tests.e2e.stack import Stack, until
 from tests.faults.checker import AttemptSeen, Observation, check
 from tests.faults.observing import Sight, observe, stored_steps
 from tests.faults.partitions.cases import READ_SECONDS, SETTINGS, SILENT_AFTER, Case, terms
-from tests.faults.partitions.cuts import Cut, Line
+from tests.faults.partitions.cuts import Cut, Line, Way
 from tests.faults.partitions.follower import Follower, read_logs
 from tests.faults.partitions.reading import LogSeen, Reading, Terms, judge
 from tests.faults.partitions.second_host import SecondHost
@@ -73,6 +73,8 @@ class Scene:
         self.pacer = Pacer([])
         self.moved: dict[tuple[str, int], tuple[int, ...]] = {}
         """Attempts given up → what was stored of them when the next one ran elsewhere and their host was still away."""
+        self.heard_until: dict[tuple[str, int], int] = {}
+        """Of these, those whose host heard nothing → the last step before that."""
         self.trained: dict[tuple[str, int], tuple[int, int]] = {}
         """Host and number of the cut → steps that its first attempt had made when the cut came, and when it was over."""
         self.stale = 0
@@ -218,6 +220,8 @@ class Scene:
                 self._until_read(job, case)
             self.trained[host.label, n] = before, self._steps_made(host, job)
             self._note_moved(job)
+            if one.way is Way.TO_AGENT and (job, 1) in self.moved:
+                self.heard_until[job, 1] = before
             host.line.heal()
             host.cuts.append(Cut(one.way, began, time.time()))
         online = f"{host.label} is back"
@@ -301,8 +305,8 @@ class Scene:
         roots = [(self.stack.home, self.stack.process.pid)]
         roots += [(host.home, host.agent_pid) for host in self.hosts]
         return Sight(
-            self.stack, self.workload, self.watcher, self.homes, self.moved, roots=roots,
-            beside=self.beside,
+            self.stack, self.workload, self.watcher, self.homes, self.moved, self.heard_until,
+            roots=roots, beside=self.beside,
         )  # fmt: skip
 
     def _stale_items(self) -> int:
