@@ -150,7 +150,7 @@ class Scene:
             roots.append((self.second.home, self.agent_pid(self.second.home)))
         return Sight(
             self.stack, self.workload, self.watcher, self.homes, self.stored_before,
-            sorted(self.never_complete), roots,
+            never_complete=sorted(self.never_complete), roots=roots,
         )  # fmt: skip
 
 
