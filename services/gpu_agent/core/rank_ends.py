@@ -33,25 +33,28 @@ class Ended:
 def together(ends: Sequence[RankEnd], *, asked: bool) -> Ended:
     """Return the end of the attempt; `asked`: a stop had been asked for.
 
-    A rank that was killed says nothing, and all others then fail for want of it; so a signal counts first. Of several
-    failures the first one is the cause. A rank writes its result before its connections close.
+    A rank that was killed says nothing, and all others then fail for want of it; so a signal counts first, but for the
+    SIGTERM that the launcher sends to those that are left. Of several failures the first one is the cause. A rank writes its result before its connections close.
     """
     first = next((e.result for e in ends if e.rank == 0), None)
     if asked and first is not None and first.outcome != "failed":
         return Ended(first)
     killed = [e for e in ends if e.signal is not None and e.result is None]
-    if killed:
-        number = killed[0].signal
-        if asked and number in (
-            signal.SIGTERM,
-            signal.SIGUSR2,
-        ):  # it came before the rank could listen
-            return Ended(RunResult(outcome="stopped"))
-        return Ended(signal=number, code=1)
     failed = sorted(
         (e for e in ends if e.result is not None and e.result.outcome == "failed"),
         key=lambda e: e.written,
     )
+    # the launcher ends the others by SIGTERM, and one of them may be gone before it looks how all ended
+    cause = next((e for e in killed if e.signal != signal.SIGTERM), None)
+    if cause is None and killed and (asked or not failed):
+        cause = killed[0]
+    if cause is not None:
+        if asked and cause.signal in (
+            signal.SIGTERM,
+            signal.SIGUSR2,
+        ):  # it came before the rank could listen
+            return Ended(RunResult(outcome="stopped"))
+        return Ended(signal=cause.signal, code=1)
     if failed:
         return Ended(_of_rank(failed[0], first), code=1)
     mute = [e for e in ends if e.result is None]

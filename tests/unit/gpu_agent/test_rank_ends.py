@@ -53,6 +53,19 @@ def test_a_killed_rank_is_the_cause_of_what_the_others_say(rank: int) -> None:
     assert together([killed, other], asked=True).signal == signal.SIGKILL
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_the_launcher_ends_is_not_the_cause(rank: int) -> None:
+    ended_by_launcher = RankEnd(1 - rank, signal=signal.SIGTERM, code=-15)
+    killed = RankEnd(rank, signal=signal.SIGKILL, code=-9)
+    for ends in ([killed, ended_by_launcher], [ended_by_launcher, killed]):
+        assert together(ends, asked=False) == Ended(signal=signal.SIGKILL, code=1)
+    failed = together([ended_by_launcher, RankEnd(rank, OOM, written=1, code=1)], asked=False)
+    assert failed.result is not None
+    assert failed.result.reason == Reason.CUDA_OOM
+    alone = [ended_by_launcher, RankEnd(rank, DONE)]
+    assert together(alone, asked=False) == Ended(signal=signal.SIGTERM, code=1)
+
+
 def test_a_stop_that_came_before_a_rank_could_listen_is_a_stop() -> None:
     deaf = RankEnd(1, signal=signal.SIGUSR2, code=-12)
     ended = together([RankEnd(0), deaf], asked=True)
