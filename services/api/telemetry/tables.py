@@ -54,8 +54,8 @@ job_live = Table(
     Column("tail_lines", Integer, nullable=False),
     Column("tail_points", Integer, nullable=False),
 )
-OPEN_WORK = text("pending IS NOT NULL OR deleted = 1")
-"""Jobs for which the projector still has something to do besides new messages."""
+OPEN_WORK = text("(pending IS NOT NULL OR deleted = 1)")
+"""Jobs for which the projector still has something to do besides new messages. In brackets: SQLAlchemy sets none around a text."""
 Index("ix_job_live_open", job_live.c.id, sqlite_where=OPEN_WORK, postgresql_where=OPEN_WORK)
 
 attempt = Table(

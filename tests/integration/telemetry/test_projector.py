@@ -16,6 +16,7 @@ from services.api.db.positions import load_position
 from services.api.monitoring.feed import Feed
 from services.api.telemetry import tables
 from services.api.telemetry.latest import latest
+from services.api.telemetry.removal import jobs_to_empty
 from services.api.telemetry.series import ChartQuery, chart
 from shared.bus import ensure_streams
 from shared.events.run import RunCheckpoint, RunExited, RunStarted
@@ -249,6 +250,19 @@ async def test_the_terminal_frame_stops_waiting_by_the_clock(sqlite_yard: Yard) 
     await yard.until_frames(["status", "gap", "status"])
     await yard.restart()
     assert [f.type for f in yard.frames()] == ["status", "gap", "status"]
+
+
+async def test_a_job_whose_last_frame_waits_keeps_its_telemetry_over_a_restart(yard: Yard) -> None:
+    await yard.job(Change.ASSIGNED, 1, attempt=1, host="h1")
+    await yard.tell("met", met(1, [metric(1, loss=1.0)]))
+    await yard.job(Change.COMPLETED, 2, attempt=1, host="h1", final_seq={"met": 2})
+    await eventually(lambda: yard.projector._positions["JOBS"].last_seq == 2)
+    await yard.until_frames(["status", "metric"])
+    await yard.restart()
+    emptied: list[str] = yard.telemetry.read_now(jobs_to_empty)
+    assert emptied == []
+    await yard.tell("met", met(2, [metric(2, loss=0.5)]))
+    await yard.until_frames(["status", "metric", "metric", "status"])
 
 
 async def test_a_deleted_job_is_emptied(yard: Yard) -> None:
