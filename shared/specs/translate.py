@@ -63,6 +63,9 @@ Location = tuple[int | str, ...]
 def field_errors(model: type[BaseModel], problem: ValidationError) -> list[FieldError]:
     """Return one error for each mistake pydantic found in a body of this model."""
     found = problem.errors(include_url=False)
+    # pydantic counts only the entries that are right, and then says of a list with a wrong one that it is too short
+    above = {e["loc"][:n] for e in found for n in range(len(e["loc"]))}
+    found = [e for e in found if e["type"] != "too_short" or e["loc"] not in above]
     return [_field_error(model, e["loc"], e["type"], e["input"], e.get("ctx", {})) for e in found]
 
 

@@ -150,6 +150,9 @@ class Scene:
         shelter = self.host(SHELTER, None, slots=places + 1) if places else None
         for host in begun:
             host.start()
+        # what is assigned with a host's first heartbeat may have to be assigned again
+        for label in self.cases:
+            until(lambda name=label: self._is_online(name), START_SECONDS, label, self.stack)  # type: ignore[misc]
         self.pacer = Pacer([host.jobs_dir for host in begun], every=0.4, longer=0.01)
         self.pacer.start()
         for label, case in named:

@@ -252,3 +252,10 @@ def test_a_refusal_is_a_problem_document_in_both_languages(minimal: Bodies) -> N
     assert (problem["status"], problem["code"], len(problem["errors"])) == (422, "invalid", 2)
     assert problem["errors"][0]["message"] == caught.value.errors[0].message("zh")
     assert caught.value.errors[0].message("en") in str(caught.value)
+
+
+def test_a_list_with_one_wrong_entry_is_not_called_too_short(minimal: Bodies) -> None:
+    component = {"name": "a", "reward_fn_config": {"x": 2**53 + 1}}
+    with pytest.raises(SpecInvalid) as refused:
+        parse_job_spec({**minimal["grpo"], "reward_fn_type": None, "rewards": [component]})
+    assert [e.code for e in refused.value.errors] == ["out_of_range"]
