@@ -184,7 +184,8 @@ class Runner:
 
         await self._starter.start(run, entry, still_wanted)
         if run.phase is Phase.ALIVE:
-            self._watch(run)
+            _told(run)
+            self._watch(run)  # also where the disk is too full to tell: its end must be seen
 
     def _new(self, job: str, attempt: int, entry: ControlEntry | None = None) -> Run:
         """Return the run, its folder made if it is new; where its log begins is noted once."""

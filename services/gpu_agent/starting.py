@@ -106,7 +106,6 @@ class Starter:
                 self._not_started(run, outcome)
                 return
         run.phase = Phase.ALIVE
-        run.tell_started()
 
     def reap(self) -> None:
         """Collect shims that have ended."""

@@ -34,7 +34,8 @@ def together(ends: Sequence[RankEnd], *, asked: bool) -> Ended:
     """Return the end of the attempt; `asked`: a stop had been asked for.
 
     A rank that was killed says nothing, and all others then fail for want of it; so a signal counts first, but for the
-    SIGTERM that the launcher sends to those that are left. Of several failures the first one is the cause. A rank writes its result before its connections close.
+    SIGTERM that the launcher sends to those that are left. Of several failures the first one is the cause. A rank writes
+    its result before its connections close.
     """
     first = next((e.result for e in ends if e.rank == 0), None)
     if asked and first is not None and first.outcome != "failed":
